@@ -1,0 +1,36 @@
+r"""R1-Zero in miniature: a small model learns that thinking pays.
+
+  python experiments/train.py --config configs/quickstart.py \
+      --workdir runs/quickstart
+
+A decoder of 0.6M parameters reads a corpus in which 40% of the documents work
+an answer out and the others just state it. Then RL asks only questions, and
+looks only at the answer and its form.
+"""
+
+from ml_collections import ConfigDict
+
+from grpo_jax import config as config_lib
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  arg = config_lib.parse_arg(arg, group_size=8, smoke=False)
+  c = config_lib.default()
+
+  c.model.update(variant='quickstart', unroll=True)
+  c.data.update(name='chains', prompts=16, max_prompt=32)
+  c.pretrain.update(steps=800, rows=16)
+  c.pretrain.optim.update(lr=2e-3, b2=0.95)
+  c.rollout.update(group_size=arg.group_size, max_tokens=64)
+  c.optim.update(lr=2e-4)
+  c.steps = 80
+
+  if arg.smoke:
+    c.model.variant = 'tiny'
+    c.data.update(prompts=2, knobs={'problems': 500})
+    c.pretrain.update(steps=4, rows=2)
+    c.rollout.max_tokens = 16
+    c.eval.update(problems=8, batch=8)
+    c.log.completions_every = 1
+    c.steps = 2
+  return c

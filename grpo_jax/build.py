@@ -1,0 +1,312 @@
+"""From the names in a config to the things that they stand for.
+
+  build(config, workdir) -> Run       checks, data, tokenizer, model
+  functions(run) -> Functions         rollout, reward, update, ... of this run
+  templates(run) -> (state, state)    shapes and shardings before and in RL
+
+Everything that is wrong with a config, a weights file, the data or the mesh is
+said here, in one line and before anything is compiled.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+from etils import epath
+import jax
+from ml_collections import ConfigDict
+
+from grpo_jax import (
+  checkpoint,
+  datasets,
+  evaluate,
+  grpo,
+  models,
+  optim,
+  progress,
+  prompts,
+  rewards,
+  rollout,
+  sft,
+  sharding,
+  tokenizers,
+  weights,
+)
+from grpo_jax import config as config_lib
+from grpo_jax import text as text_lib
+from grpo_jax.datasets import packing
+from grpo_jax.types import ModelInputs, Prompts, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What compile_steps and fit work with."""
+
+  config: ConfigDict
+  workdir: epath.Path
+  mesh: jax.sharding.Mesh
+  model: models.Model
+  tokenizer: Any
+  dataset: datasets.Dataset
+  text: text_lib.TokenText
+  encode: Callable[[list[datasets.Example]], Prompts]
+  documents: packing.Packed | None  # For pre-training.
+
+
+class Functions(NamedTuple):
+  """The pure functions of a run, with the config's choices bound."""
+
+  init: Callable  # (params) -> state, before pre-training
+  pretrain: Callable  # (state, documents) -> state, metrics
+  start_rl: Callable  # (state) -> state, optimizer fresh, reference taken
+  rollout: Callable  # (params, prompts, key) -> rollout
+  reward: Callable  # (rollout, prompts, text) -> rewards
+  update: Callable  # (state, rollout, rewards) -> state, metrics
+  iterate: Callable  # (state, prompts, text, key) -> state, (all of the three)
+  sample: Callable  # (params, prompts, text, key) -> rollout, rewards
+
+
+def build(config: ConfigDict, workdir: str) -> Run:
+  """Checks the config, claims the workdir, and makes data and tokenizer.
+
+  Raises:
+    ValueError, FileNotFoundError: naming the bad value and what is allowed.
+  """
+  c, folder = config, epath.Path(workdir)
+  config_lib.check(c)
+  checkpoint.claim(folder, c)
+  mesh = sharding.make_mesh(c.mesh)
+  _check_batches(c, sharding.batch_divisor(mesh))
+  if c.model.init:
+    weights.check_gguf(c.model.init, _model(c, vocab_size=None))
+  if c.tokenizer.path:
+    tokenizer = tokenizers.load(c.tokenizer.path)
+  checkpoint.record(folder, c)
+
+  with progress.bar('problems') as advance:
+    dataset = datasets.load(
+      c.data.name,
+      str(folder / 'data'),
+      heldout=c.data.heldout,
+      progress=advance,
+      **c.data.knobs,
+    )
+  examples = dataset.all('train')
+  if not c.tokenizer.path:
+    tokenizer = _trained_tokenizer(c, folder / 'tokenizer.model', examples)
+  # A published vocabulary is the model's own; one of the run's makes the model.
+  vocab_size = None if c.model.init else tokenizer.vocab_size
+  model = _model(c, vocab_size)
+  encode = _encoder(c, tokenizer, examples + dataset.all('heldout'))
+  documents = None
+  if c.pretrain.steps:
+    documents = packing.pack(
+      [
+        prompts.document(example, tokenizer, c.pretrain.reasoned)
+        for example in examples
+      ],
+      c.pretrain.width,
+    )
+  text = text_lib.token_text(tokenizer.token_bytes)
+  text = jax.device_put(text, sharding.replicated(mesh))
+  return Run(
+    c, folder, mesh, model, tokenizer, dataset, text, encode, documents
+  )
+
+
+def functions(run: Run) -> Functions:
+  """Binds the config's choices to rollout, reward, update and the rest."""
+  c, model = run.config, run.model
+  decode_layout = sharding.param_shardings(model, sharding.ROLLOUT, run.mesh)
+  optimizers = _optimizers(c)
+
+  def init(params) -> TrainState:
+    zero = jax.numpy.int32(0)
+    return TrainState(zero, zero, params, optimizers['pretrain'].init(params))
+
+  def start_rl(state: TrainState) -> TrainState:
+    return state.replace(
+      cursor=jax.numpy.zeros_like(state.cursor),
+      opt_state=optimizers['rl'].init(state.params),
+      reference=state.params if c.kl.coef else None,
+    )
+
+  def roll(params, prompts, key, group_size=c.rollout.group_size):
+    # All the 'weight sync' there is: cast once, and laid out for decoding.
+    params = jax.tree.map(lambda w: w.astype(c.model.dtype), params)
+    return rollout.rollout(
+      jax.lax.with_sharding_constraint(params, decode_layout),
+      prompts,
+      key,
+      model=model,
+      group_size=group_size,
+      max_tokens=c.rollout.max_tokens,
+      stop_ids=run.tokenizer.eos_ids,
+      temperature=c.rollout.temperature,
+    )
+
+  reward = functools.partial(rewards.reward, mix=dict(c.reward))
+  update = functools.partial(
+    grpo.grpo_update,
+    model=model,
+    optimizer=optimizers['rl'],
+    advantage=choose('advantage', c),
+    policy_loss=choose('loss', c),
+    aggregate=choose('aggregate', c),
+    kl=choose('kl', c),
+    kl_coef=c.kl.coef,
+    temperature=c.rollout.temperature,
+    **c.updates,
+  )
+
+  def iterate(state, prompts, text, key):
+    key = jax.random.fold_in(key, state.step)
+    rolled = roll(state.params, prompts, key)
+    scores = reward(rolled, prompts, text)
+    state, numbers = update(state, rolled, scores)
+    return state, (rolled, scores, numbers)
+
+  def sample(params, prompts, text, key):
+    rolled = roll(params, prompts, key, c.eval.samples)
+    mix = evaluate.PARTS | dict(c.reward)
+    return rolled, rewards.reward(rolled, prompts, text, mix)
+
+  return Functions(
+    init=init,
+    pretrain=functools.partial(
+      sft.sft_update,
+      model=model,
+      optimizer=optimizers['pretrain'],
+      head_chunk=c.updates.head_chunk,
+    ),
+    start_rl=start_rl,
+    rollout=roll,
+    reward=reward,
+    update=update,
+    iterate=iterate,
+    sample=sample,
+  )
+
+
+def choose(section: str, c: ConfigDict) -> Callable:
+  """The function that c.<section> names, with its knobs bound."""
+  function, knobs = config_lib.choose(section, c[section])
+  return functools.partial(function, **knobs)
+
+
+def templates(run: Run) -> tuple[TrainState, TrainState]:
+  """Shapes and shardings of the state, in pre-training and in RL."""
+  f = functions(run)
+  layout = sharding.param_shardings(run.model, sharding.TRAIN, run.mesh)
+  params = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    models.abstract_params(run.model),
+    layout,
+  )
+  first = jax.eval_shape(f.init, params)
+  rl = jax.eval_shape(f.start_rl, first)
+  return tuple(sharding.like_params(x, params, run.mesh) for x in (first, rl))
+
+
+def train_examples(run: Run, step: int) -> list[datasets.Example]:
+  """The problems of an RL step, counted from the first of them."""
+  size = run.config.data.prompts
+  return run.dataset.batch('train', size, run.config.seed, step * size)
+
+
+def train_batch(run: Run, step: int) -> Prompts:
+  """The same as arrays."""
+  return run.encode(train_examples(run, step))
+
+
+def pretrain_batch(run: Run, step: int) -> ModelInputs:
+  size = run.config.pretrain.rows
+  rows = run.documents.batch(size, run.config.seed, step * size)
+  return ModelInputs(rows.tokens_BT, rows.positions_BT, rows.segment_ids_BT)
+
+
+def eval_batches(run: Run) -> list[tuple[Prompts, int]]:
+  """The held-out problems in equal batches, and how many of each count."""
+  c = run.config.eval
+  size = min(c.batch, c.problems)
+  examples = heldout(run)
+  batches = []
+  for first in range(0, len(examples), size):
+    some = examples[first : first + size]
+    filled = some + examples[: size - len(some)]
+    batches.append((run.encode(filled), len(some)))
+  return batches
+
+
+def heldout(run: Run) -> list[datasets.Example]:
+  """The problems of the evaluations: the same ones each time."""
+  count = min(run.config.eval.problems, run.dataset.size('heldout'))
+  return run.dataset.batch('heldout', count, run.config.seed, 0)
+
+
+def _model(c: ConfigDict, vocab_size: int | None) -> models.Model:
+  sizes = dict(c.model.sizes)
+  if vocab_size is not None:
+    sizes['vocab_size'] = vocab_size
+  model = models.build(
+    c.model.name,
+    c.model.variant,
+    unroll=c.model.unroll,
+    remat=c.model.remat,
+    **sizes,
+  )
+  return models.in_dtype(model, c.model.dtype)
+
+
+def _trained_tokenizer(c, path: epath.Path, examples):
+  """Learns the pieces from the first documents, both kinds of them."""
+  if not path.exists():
+    corpus = []
+    for i, example in enumerate(examples[:5_000]):
+      completion = prompts.completion(example, reasoned=i % 2 == 0)
+      corpus += [example.prompt, completion]
+    tokenizers.train(corpus, c.tokenizer.vocab_size, text_lib.TAGS).save(path)
+  return tokenizers.load(path)
+
+
+def _encoder(c, tokenizer, examples):
+  """examples -> Prompts; every prompt and answer is checked once, here."""
+
+  def to_ids(question: str) -> list[int]:
+    shots = [tuple(shot) for shot in c.data.shots]
+    return tokenizer.prompt(prompts.chat(question, c.data.instruction, shots))
+
+  encode = functools.partial(
+    prompts.encode,
+    to_ids=to_ids,
+    max_prompt=c.data.max_prompt,
+    answer_bytes=max(len(example.answer.encode()) for example in examples),
+  )
+  encode(examples)
+  return encode
+
+
+def _check_batches(c: ConfigDict, divisor: int) -> None:
+  pieces = c.updates.minibatches * c.updates.microbatches
+  for name, size in (
+    (
+      'data.prompts / (updates.minibatches * updates.microbatches)',
+      c.data.prompts // pieces,
+    ),
+    ('eval.batch', c.eval.batch),
+    ('pretrain.rows', c.pretrain.rows if c.pretrain.steps else divisor),
+  ):
+    if size % divisor:
+      raise ValueError(
+        f'{name} = {size} must be a multiple of the devices along '
+        f'mesh.data * mesh.fsdp = {divisor}'
+      )
+
+
+def _optimizers(c: ConfigDict) -> dict[str, Any]:
+  per_step = c.updates.passes * c.updates.minibatches
+  return {
+    'pretrain': optim.make(steps=c.pretrain.steps, **c.pretrain.optim),
+    'rl': optim.make(steps=c.steps * per_step, **c.optim),
+  }

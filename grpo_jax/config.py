@@ -1,0 +1,251 @@
+"""Every knob with its unit and reason, and the errors of a wrong one.
+
+`default()` is the whole list. A file in configs/ changes what differs, and the
+command line changes it once more (`--config.optim.lr=3e-6`). `check` refuses
+what cannot work before anything is compiled. Below train.py no function knows
+of configs: they take arrays, functions and numbers.
+"""
+
+from collections.abc import Callable
+import importlib
+import inspect
+import pkgutil
+
+from ml_collections import ConfigDict
+
+from grpo_jax import advantages, datasets, models, optim, rewards
+from grpo_jax.losses import aggregate, kl, policy
+
+
+def default() -> ConfigDict:
+  """The defaults of everything."""
+  c = ConfigDict(type_safe=True)
+  c.seed = 0  # Of parameters, data order and sampling.
+  c.steps = 100  # RL iterations: rollout, reward, update.
+  c.fuse = True  # One program an iteration; False times its three parts.
+
+  c.model = ConfigDict()
+  c.model.name = 'llama'  # models/<name>.py
+  c.model.variant = 'tiny'  # A row of that file's VARIANTS.
+  c.model.sizes = ConfigDict()  # Replace numbers of the variant (layers=2).
+  c.model.init = ''  # Weights: a .gguf, 'package:NAME/FILE'; '' is random.
+  c.model.dtype = 'float32'  # bfloat16 is slow on CPU, and halves TPU memory.
+  c.model.unroll = False  # Layers as straight code: faster on CPU, and to be
+  # left alone on TPU, where it costs compile time and gains nothing.
+  c.model.remat = False  # Recompute layers in the backward pass: less memory.
+
+  c.tokenizer = ConfigDict()
+  c.tokenizer.path = ''  # .model or .gguf; '' trains SentencePiece in the run.
+  c.tokenizer.vocab_size = 64  # Pieces at the most, when trained in the run.
+
+  c.data = ConfigDict()
+  c.data.name = 'chains'  # datasets/<name>.py
+  c.data.knobs = ConfigDict()  # Arguments of its examples(); see the file.
+  c.data.heldout = 0.05  # Share of the problems that is never trained on.
+  c.data.prompts = 16  # Prompts a step, P.
+  c.data.max_prompt = 32  # Tokens, L; a longer prompt is an error.
+  c.data.instruction = ''  # Said before the worked examples; '' says nothing.
+  c.data.shots = ()  # Worked examples: (question, completion) pairs, as
+  # earlier turns of the chat. The shared prompt makes them nearly free.
+
+  c.pretrain = ConfigDict()  # Next-token prediction before RL; 0 steps: none.
+  c.pretrain.steps = 0
+  c.pretrain.rows = 16  # Rows of packed documents a step.
+  c.pretrain.width = 128  # Tokens of a row.
+  c.pretrain.reasoned = 0.4  # Share of documents that work the answer out.
+  c.pretrain.optim = ConfigDict(_optim())
+  c.pretrain.optim.update(lr=3e-3, schedule='cosine', warmup=20, b2=0.98)
+
+  c.rollout = ConfigDict()
+  c.rollout.group_size = 8  # Completions per prompt, G.
+  c.rollout.max_tokens = 64  # Longest completion, T, in tokens.
+  c.rollout.temperature = 1.0  # The update divides its logits by it as well.
+
+  c.reward = ConfigDict({'answer': 1.0, 'format': 0.1})  # File -> weight.
+  c.advantage = ConfigDict({'name': 'grpo'})  # advantages.py, and its knobs.
+  c.loss = ConfigDict({'name': 'grpo', 'clip_low': 0.2, 'clip_high': 0.2})
+  # losses/policy.py, and its knobs.
+  c.aggregate = ConfigDict({'name': 'token_mean'})  # losses/aggregate.py.
+  c.kl = ConfigDict({'name': 'k3'})  # losses/kl.py
+  c.kl.coef = 0.0  # Of the KL to the starting policy; 0 holds no reference.
+
+  c.updates = ConfigDict()
+  c.updates.passes = 1  # Times that a batch is gone through (mu in the paper).
+  c.updates.minibatches = 1  # Optimizer steps of a pass.
+  c.updates.microbatches = 1  # Pieces of a minibatch; memory, not numbers.
+  c.updates.head_chunk = 8192  # Tokens whose logits exist at one time.
+
+  c.optim = ConfigDict(_optim())  # Of RL.
+
+  c.mesh = ConfigDict()  # Devices along each axis; -1 is the rest.
+  c.mesh.update(data=-1, fsdp=1, expert=1, context=1, tensor=1)
+
+  c.eval = ConfigDict()  # Before and after RL, at the rollout's temperature.
+  c.eval.problems = 512  # Held-out problems.
+  c.eval.samples = 1  # Completions of each.
+  c.eval.batch = 512  # Problems sampled at one time.
+
+  c.log = ConfigDict()
+  c.log.every = 5.0  # Seconds between lines where there is no terminal.
+  c.log.prompts = 2  # Prompts a step whose groups go into completions.jsonl.
+  c.log.completions_every = 10  # Steps between such samples.
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 100  # Steps, of pre-training and RL alike.
+  c.checkpoint.keep = 2  # Newest ones that stay on disk.
+  return c
+
+
+def _optim() -> dict:
+  """The arguments of optim.make; see there."""
+  return dict(
+    name='adamw',
+    lr=1e-5,  # Small models take 1e-4, large ones 1e-6.
+    schedule='constant',
+    warmup=0,  # Steps.
+    final=0.1,  # Last learning rate as a share of lr.
+    clip_norm=1.0,
+    weight_decay=0.0,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+  )
+
+
+def parse_arg(arg: str, **defaults) -> ConfigDict:
+  """Reads what follows the colon: `configs/x.py:smoke,group_size=16`.
+
+  A bare name is True; other values take the type of their default. Raises
+  ValueError for a name that the config does not take.
+  """
+  values = dict(defaults)
+  for item in filter(None, arg.split(',')):
+    name, equals, text = item.partition('=')
+    if name not in defaults:
+      raise ValueError(
+        f'config argument {name!r} is not one of {", ".join(defaults)}'
+      )
+    kind = type(defaults[name])
+    if kind is bool:
+      if text.lower() not in ('', 'true', 'false'):
+        raise ValueError(f'config argument {item!r}: not true or false')
+      values[name] = text.lower() != 'false'
+    elif not equals:
+      raise ValueError(f'config argument {name!r} needs =<{kind.__name__}>')
+    else:
+      values[name] = kind(text)
+  return ConfigDict(values)
+
+
+def check(c: ConfigDict) -> None:
+  """Raises ValueError, in one line, for what cannot work."""
+  positive = {
+    'steps': c.steps,
+    'data.prompts': c.data.prompts,
+    'data.max_prompt': c.data.max_prompt,
+    'rollout.group_size': c.rollout.group_size,
+    'rollout.max_tokens': c.rollout.max_tokens,
+    'updates.passes': c.updates.passes,
+    'updates.minibatches': c.updates.minibatches,
+    'updates.microbatches': c.updates.microbatches,
+    'eval.problems': c.eval.problems,
+    'eval.samples': c.eval.samples,
+    'eval.batch': c.eval.batch,
+    'log.every': c.log.every,
+    'log.completions_every': c.log.completions_every,
+    'checkpoint.every': c.checkpoint.every,
+    'checkpoint.keep': c.checkpoint.keep,
+  }
+  for name, value in positive.items():
+    if value < 1:
+      raise ValueError(f'{name}={value} must be at least 1')
+  if not c.rollout.temperature > 0:
+    raise ValueError(
+      f'rollout.temperature={c.rollout.temperature} must be above 0: greedy '
+      'completions of a group are all the same and teach nothing'
+    )
+  pieces = c.updates.minibatches * c.updates.microbatches
+  if c.data.prompts % pieces:
+    raise ValueError(
+      f'data.prompts={c.data.prompts} must be a multiple of '
+      f'updates.minibatches * update.microbatches = {pieces}'
+    )
+  _check_choice('model.name', c.model.name, _modules(models, 'build'))
+  datasets.find(c.data.name)
+  for name in c.reward:
+    rewards.load(name)
+  if not any(c.reward.values()):
+    raise ValueError(f'reward={dict(c.reward)}: no part has a weight')
+  for section in _CHOICES:
+    choose(section, c[section])
+  for section, knobs in (
+    ('optim', c.optim),
+    ('pretrain.optim', c.pretrain.optim),
+  ):
+    try:
+      optim.make(steps=c.steps, **knobs)
+    except ValueError as e:
+      raise ValueError(f'{section}: {e}') from None
+  if c.rollout.group_size == 1:
+    raise ValueError(
+      f'rollout.group_size=1: advantage {c.advantage.name!r} compares a '
+      'completion with its group, which needs at least 2'
+    )
+  if c.model.init and c.pretrain.steps:
+    raise ValueError(
+      f'pretrain.steps={c.pretrain.steps} trains random weights, but '
+      f'model.init={c.model.init!r} loads some: one of them must go'
+    )
+
+
+_CHOICES = {
+  'advantage': advantages,
+  'loss': policy,
+  'aggregate': aggregate,
+  'kl': kl,
+}
+
+
+def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
+  """The function that a section of the config names, and its keywords.
+
+  Raises ValueError for a name or knob that does not exist, listing those that
+  do.
+  """
+  module, knobs = _CHOICES[section], dict(knobs)
+  name = knobs.pop('name')
+  functions = {
+    key: value
+    for key, value in vars(module).items()
+    if inspect.isfunction(value)
+    and value.__module__ == module.__name__
+    and not key.startswith('_')
+  }
+  _check_choice(f'{section}.name', name, functions)
+  if section == 'kl':
+    knobs.pop('coef')
+  function = functions[name]
+  parameters = inspect.signature(function).parameters.values()
+  takes = [p.name for p in parameters if p.default is not p.empty]
+  for knob in knobs:
+    if knob not in takes:
+      raise ValueError(
+        f'{section}.{knob}: {name!r} does not take it; '
+        f'it takes {", ".join(takes) or "nothing"}'
+      )
+  return function, knobs
+
+
+def _check_choice(name: str, value: str, allowed) -> None:
+  if value not in allowed:
+    raise ValueError(f'{name}={value!r} is not one of {", ".join(allowed)}')
+
+
+def _modules(package, function: str) -> list[str]:
+  """Files of a package that have a function of this name."""
+  names = [info.name for info in pkgutil.iter_modules(package.__path__)]
+  return [
+    name
+    for name in names
+    if hasattr(importlib.import_module(f'{package.__name__}.{name}'), function)
+  ]

@@ -1,0 +1,111 @@
+"""The contract of a model, and the tools that its parameter table buys.
+
+A model file has one public function, `build(variant, **sizes) -> Model`. What
+the rest of the code base knows of a model is the record below: how to apply
+it, how to make room for decoding, where its head is, and one table that
+names every parameter with its shape, logical axes and initialiser. From the
+table follow random weights, abstract trees, shardings (`sharding.py`) and what
+a weights file must hold (`weights.py`).
+
+To add a model, write `models/<name>.py` with `build`; choose it by
+`c.model.name = '<name>'`. Nothing asks what is inside: a Linen or NNX module
+may stand behind `apply` (README has the recipe).
+"""
+
+from collections.abc import Callable
+import dataclasses
+import importlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.types import ModelOutputs, Params
+
+Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+
+class Param(NamedTuple):
+  """One row of a parameter table."""
+
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]  # Logical axes; sharding.py maps them to a mesh.
+  init: Initializer  # (key, shape, dtype) -> array, as jax.nn.initializers.
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A decoder, as rollout, grpo and sft see it.
+
+  apply(params, inputs: ModelInputs, cache=None) -> ModelOutputs:
+    without a cache, a causal pass over whole documents; its `cache` output
+    holds their keys and values. With one from `init_cache`, `inputs` goes on
+    from the prompts in it.
+  init_cache(prompt_cache, lengths_P, group_size, max_tokens) -> cache:
+    makes room for `group_size` continuations of each of the P prompts, of
+    `max_tokens` tokens, to be fed one at a time; with max_tokens=0 for a
+    continuation that comes in one piece (teacher forcing).
+  head(params) -> head_DV, float logits are hidden_D @ head_DV.
+  """
+
+  table: dict[str, Any]  # Nested names -> Param.
+  vocab_size: int
+  apply: Callable[..., ModelOutputs]
+  init_cache: Callable[..., Any]
+  head: Callable[[Params], jax.Array]
+
+
+def build(name: str, variant: str, **sizes) -> Model:
+  """The model `models/<name>.py`; `sizes` replace numbers of the variant."""
+  module = importlib.import_module(f'grpo_jax.models.{name}')
+  return module.build(variant, **sizes)
+
+
+def in_dtype(model: Model, dtype: str) -> Model:
+  """The model with its weights in use cast to a dtype; the state keeps its own.
+
+  Gradients flow through the cast, so that the optimizer sees float32.
+  """
+
+  def cast(params):
+    return jax.tree.map(lambda w: w.astype(dtype), params)
+
+  def apply(params, inputs, cache=None):
+    return model.apply(cast(params), inputs, cache)
+
+  return dataclasses.replace(
+    model, apply=apply, head=lambda params: model.head(cast(params))
+  )
+
+
+def init_params(model: Model, key: jax.Array, dtype=jnp.float32) -> Params:
+  """Random parameters as the model's table says."""
+  rows, tree = jax.tree.flatten(model.table, is_leaf=_is_param)
+  keys = jax.random.split(key, len(rows))
+  arrays = [
+    row.init(k, row.shape, dtype) for row, k in zip(rows, keys, strict=True)
+  ]
+  return jax.tree.unflatten(tree, arrays)
+
+
+def abstract_params(model: Model, dtype=jnp.float32) -> Params:
+  """Shapes and dtypes of the parameters, with nothing allocated."""
+  return map_table(lambda row: jax.ShapeDtypeStruct(row.shape, dtype), model)
+
+
+def logical_axes(model: Model) -> Params:
+  """The logical axes of every parameter."""
+  return map_table(lambda row: row.axes, model)
+
+
+def param_count(model: Model) -> int:
+  rows = jax.tree.leaves(abstract_params(model))
+  return sum(row.size for row in rows)
+
+
+def map_table(function: Callable[[Param], Any], model: Model) -> Params:
+  return jax.tree.map(function, model.table, is_leaf=_is_param)
+
+
+def _is_param(node) -> bool:
+  return isinstance(node, Param)

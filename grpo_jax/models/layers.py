@@ -1,0 +1,31 @@
+"""The parts that decoders share: norms and rotary positions.
+
+D model width, H head size, B rows, T tokens, N heads.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+  """Root mean square norm in float32 (arxiv.org/abs/1910.07467)."""
+  wide = x_BTD.astype(jnp.float32)
+  mean_square = jnp.mean(wide**2, axis=-1, keepdims=True)
+  normed = wide * jax.lax.rsqrt(mean_square + eps)
+  return (normed * scale_D.astype(jnp.float32)).astype(x_BTD.dtype)
+
+
+def rope_tables(
+  positions_BT: jax.Array, head_size: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines for `rope`, (B, 1, T, H/2) float32 each."""
+  exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
+  angles = positions_BT[:, None, :, None] * theta**-exponents
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope(x_BNTH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Rotary positions (arxiv.org/abs/2104.09864), halves rotated as in HF."""
+  low, high = jnp.split(x_BNTH.astype(jnp.float32), 2, axis=-1)
+  turned = [low * cos - high * sin, high * cos + low * sin]
+  return jnp.concatenate(turned, axis=-1).astype(x_BNTH.dtype)

@@ -1,0 +1,80 @@
+"""logits_BV -> token_B, logp_B: how the next token is drawn.
+
+Training samples by temperature only: the update divides its logits by the same
+temperature, so that both sides see one distribution. (Top-k and top-p cut the
+support, for which the update's log-probabilities would be wrong.)
+
+Dimension key: B rows, V vocabulary, X blocks of the vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+
+_BLOCK = 128  # Tokens; the TPU's lane width.
+
+
+def noise(
+  key: jax.Array, prompt_ids_B: jax.Array, sample_ids_B: jax.Array, position
+) -> jax.Array:
+  """One uniform number in [0, 1) a row, float32.
+
+  It depends on nothing but the key and the three ids, so a completion is the
+  same whatever else is in the batch, and however the batch is sharded.
+  """
+
+  def draw(prompt_id, sample_id):
+    row = jax.random.fold_in(jax.random.fold_in(key, prompt_id), sample_id)
+    return jax.random.uniform(jax.random.fold_in(row, position))
+
+  return jax.vmap(draw)(prompt_ids_B, sample_ids_B)
+
+
+def sample(
+  logits_BV: jax.Array, uniform_B: jax.Array, temperature: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+  """Draws a token from softmax(logits / temperature); 0 is greedy.
+
+  Inverts the cumulative distribution, first over blocks of the vocabulary and
+  then within one: a single random number a row. For 64 rows of 49,152 tokens
+  that took 0.7 ms, Gumbel noise 40 ms (2 CPU cores), and the head 12 ms.
+
+  Returns:
+    token_B, int32, and its logp_B, float32 nats, of the distribution that was
+    sampled (at temperature 0: of the softmax of the logits as they are).
+  """
+  B, V = logits_BV.shape
+  if temperature:
+    logits_BV = logits_BV / temperature
+  top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
+  weights_BV = jnp.exp(logits_BV - top_B1)
+  weights_BXC = jnp.pad(weights_BV, ((0, 0), (0, -V % _BLOCK)))
+  weights_BXC = weights_BXC.reshape(B, -1, _BLOCK)
+  blocks_BX = jnp.sum(weights_BXC, axis=-1)
+  total_B1 = jnp.sum(blocks_BX, axis=-1, keepdims=True)
+
+  if temperature:
+    block_B, rest_B = _invert(blocks_BX, uniform_B[:, None] * total_B1)
+    within_BC = jnp.take_along_axis(weights_BXC, block_B[:, None, None], 1)[
+      :, 0
+    ]
+    offset_B, _ = _invert(within_BC, rest_B[:, None])
+    token_B = block_B * _BLOCK + offset_B
+  else:
+    token_B = jnp.argmax(logits_BV, axis=-1)
+  logit_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)
+  logp_B1 = logit_B1 - top_B1 - jnp.log(total_B1)
+  return token_B.astype(jnp.int32), logp_B1[:, 0]
+
+
+def _invert(
+  weights_BX: jax.Array, target_B1: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The bin in which the running sum passes the target, and what is left."""
+  ends_BX = jnp.cumsum(weights_BX, axis=-1)
+  # Rounding may put the target on or past the end, where no bin has weight.
+  last_B1 = jnp.nextafter(ends_BX[:, -1:], jnp.zeros_like(target_B1))
+  target_B1 = jnp.minimum(target_B1, last_B1)
+  bin_B = jnp.sum(ends_BX <= target_B1, axis=-1)
+  starts_BX = ends_BX - weights_BX
+  rest_B1 = target_B1 - jnp.take_along_axis(starts_BX, bin_B[:, None], -1)
+  return bin_B, rest_B1[:, 0]

@@ -1,0 +1,119 @@
+"""Where arrays lie on a mesh of devices: two rule tables and their use.
+
+Model tables name logical axes ('embed', 'heads', ...); the rules below map them
+to the mesh axes `data, fsdp, expert, context, tensor`. There are two layouts of
+the same weights: TRAIN shards them over `fsdp` too; ROLLOUT does not, because
+a decode loop would gather them again for every token. Changing parallelism
+means changing a table here, or `c.mesh`; no model or algorithm knows of it.
+"""
+
+from collections.abc import Mapping
+import math
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+
+AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')
+
+TRAIN = {
+  'batch': ('data', 'fsdp'),
+  'embed': ('fsdp',),
+  'vocab': ('tensor',),
+  'heads': ('tensor',),
+  'kv_heads': ('tensor',),
+  'mlp': ('tensor',),
+  'layers': (),
+}
+ROLLOUT = TRAIN | {'embed': ()}
+
+
+def make_mesh(sizes: Mapping[str, int]) -> jax.sharding.Mesh:
+  """A mesh over all devices; one size may be -1 and takes what is left.
+
+  Raises ValueError if the sizes do not multiply to the number of devices.
+  """
+  have = jax.device_count()
+  known = math.prod(n for n in sizes.values() if n != -1)
+  free = [name for name, n in sizes.items() if n == -1]
+  bad = {name: n for name, n in sizes.items() if n < 1 and n != -1}
+  shape = {name: have // known if n == -1 else n for name, n in sizes.items()}
+  if bad or len(free) > 1 or math.prod(shape.values()) != have:
+    raise ValueError(
+      f'mesh {dict(sizes)} does not fit {have} devices: the sizes must '
+      'multiply to that number (one of them may be -1, the rest)'
+    )
+  return jax.make_mesh(
+    tuple(shape[name] for name in AXES),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+  )
+
+
+def batch_divisor(mesh: jax.sharding.Mesh) -> int:
+  """Rows that go through the model at a time are a multiple of this."""
+  return math.prod(mesh.shape[axis] for axis in TRAIN['batch'])
+
+
+def spec(
+  axes: tuple[str | None, ...],
+  shape: tuple[int, ...],
+  rules: Mapping[str, tuple[str, ...]],
+  mesh,
+) -> PartitionSpec:
+  """Mesh axes for each dimension; a dimension that does not divide is whole."""
+  parts = []
+  for name, size in zip(axes, shape, strict=True):
+    chosen = rules[name] if name else ()
+    fits = size % math.prod(mesh.shape[axis] for axis in chosen) == 0
+    parts.append(chosen if chosen and fits else None)
+  return PartitionSpec(*parts)
+
+
+def param_shardings(model, rules, mesh):
+  """A NamedSharding for every parameter of a models.Model."""
+  from grpo_jax import models  # models imports this module.
+
+  return models.map_table(
+    lambda row: NamedSharding(mesh, spec(row.axes, row.shape, rules, mesh)),
+    model,
+  )
+
+
+def like_params(state, params, mesh):
+  """Shapes of a state with shardings: moments lie where their weights do.
+
+  A leaf belongs to the parameter whose path its own path ends with.
+  """
+  rows = jax.tree_util.tree_leaves_with_path(params)
+  where = {jax.tree_util.keystr(path): x.sharding for path, x in rows}
+
+  def place(path, leaf):
+    ends = (jax.tree_util.keystr(path[i:]) for i in range(len(path)))
+    found = (where[end] for end in ends if end in where)
+    sharding = next(found, replicated(mesh))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree_util.tree_map_with_path(place, state)
+
+
+def replicated(mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh) -> NamedSharding:
+  """The first dimension over the data axes."""
+  return NamedSharding(mesh, PartitionSpec(TRAIN['batch']))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Names the logical axes of an activation; does nothing without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, TRAIN, mesh))
+
+
+def put_batch(tree, mesh: jax.sharding.Mesh):
+  """Host arrays, the same on every process, to their places on the mesh."""
+  return jax.device_put(jax.tree.map(np.asarray, tree), batch_sharding(mesh))

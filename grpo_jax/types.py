@@ -1,0 +1,81 @@
+"""What crosses a jit boundary, and the letters that name dimensions.
+
+Every array's name ends in its dimensions: `tokens_PGT[p, g, t]`. The key, used
+in the whole code base:
+
+  P prompts of a step       G completions per prompt (the group size)
+  B = P*G, b = p*G + g      L prompt length       T completion length
+  S keys attended to        V vocabulary          D model width
+  N query heads             K key-value heads     H head size
+  F feed-forward width      E experts             R rewards
+  C bytes of text           W slots
+
+A scalar has no suffix. Inside the models B is any batch and T any length.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+
+Params = Any  # A nested dict of arrays, laid out as the model's table says.
+
+
+@struct.dataclass
+class Prompts:
+  """The questions of one step, and what their answers are checked against."""
+
+  tokens_PL: jax.Array  # int32, padded on the right with anything.
+  lengths_P: jax.Array  # int32, tokens; masks come from here, not from ids.
+  ids_P: jax.Array  # uint32, names the prompt in the sampler's noise.
+  answers_PC: jax.Array  # uint8, UTF-8 of the reference answer, zero-padded.
+
+
+@struct.dataclass
+class Rollout:
+  """A group of completions for each prompt, as the sampler saw them."""
+
+  prompts: Prompts  # What the completions were conditioned on.
+  tokens_PGT: jax.Array  # int32; positions from the length on are padding.
+  lengths_PG: jax.Array  # int32, tokens, the stop token counted.
+  ended_PG: jax.Array  # bool: a stop token came before the limit.
+  logps_PGT: jax.Array  # float32 nats under the sampling policy; 0 in padding.
+  actions_PGT: jax.Array  # bool: the policy chose this token (the loss mask).
+
+
+@struct.dataclass
+class Rewards:
+  """The scores of a rollout; NaN means that it could not be scored."""
+
+  total_PG: jax.Array  # float32, the weighted sum of the parts.
+  parts: dict[str, jax.Array]  # Reward name -> score_PG before weighting.
+
+
+@struct.dataclass
+class ModelInputs:
+  """Tokens and where they stand; never a dense mask."""
+
+  tokens_BT: jax.Array  # int32.
+  positions_BT: jax.Array  # int32, from 0 at the start of a document.
+  segment_ids_BT: jax.Array | None = None  # int32, packed documents; 0 is none.
+
+
+@struct.dataclass
+class ModelOutputs:
+  """The last hidden states; the head is applied by whoever needs logits."""
+
+  hidden_BTD: jax.Array
+  cache: Any  # Keys and values, opaque outside of the model.
+  aux: dict[str, jax.Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that a step depends on, and all that a checkpoint holds."""
+
+  step: jax.Array  # int32, steps done, pre-training counted.
+  cursor: jax.Array  # int32, examples that the current phase has drawn.
+  params: Params
+  opt_state: Any
+  reference: Params | None = None  # Frozen policy of the KL term, if any.
+  model_state: Any = None  # What a model learns without gradients.

@@ -1,0 +1,36 @@
+"""Installs grpo_jax; configs/ and experiments/ are run from the clone."""
+
+import setuptools
+
+setuptools.setup(
+  name='grpo_jax',
+  version='0.1.0',
+  description='Reinforcement learning on language models in JAX (GRPO)',
+  license='Apache-2.0',
+  packages=setuptools.find_packages(include=['grpo_jax', 'grpo_jax.*']),
+  python_requires='>=3.11',
+  install_requires=[
+    'jax>=0.10',
+    'flax>=0.12',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11',
+    'ml-collections>=1.0',
+    'absl-py',
+    'numpy',
+    'etils[epath]',
+    'sentencepiece>=0.2',
+    'tokenizers',  # BPE of published checkpoints.
+    'jinja2',  # Their chat templates.
+    'gguf',  # Their weights.
+    'tensorflow-datasets>=4.9.9',
+    'importlib_resources',  # TFDS without TensorFlow imports it.
+    'rich',
+    'tensorboardX',
+  ],
+  extras_require={
+    'test': ['pytest', 'ruff', 'matplotlib'],
+    'plot': ['matplotlib'],
+    'tpu': ['jax[tpu]'],
+    'cuda': ['jax[cuda12]'],
+  },
+)
