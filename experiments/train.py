@@ -6,29 +6,22 @@
 Started again with the same command, a run goes on from its last checkpoint.
 """
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
 from grpo_jax import process
 
 process.keep_memory()  # Before anything allocates.
 
-from grpo_jax import fit  # noqa: E402
+from grpo_jax import command, fit  # noqa: E402
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'A file in configs/.')
+_CONFIG = command.config_flag()
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 
 
-def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file.
-  try:
-    fit.fit(_CONFIG.value.lock(), _WORKDIR.value)
-  except (ValueError, FileNotFoundError) as e:
-    raise SystemExit(f'error: {e}') from e
+def main():
+  fit.fit(_CONFIG.value.lock(), _WORKDIR.value)
 
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main)
+  command.run(main)

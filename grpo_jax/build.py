@@ -80,9 +80,6 @@ def build(config: ConfigDict, workdir: str) -> Run:
   _check_batches(c, sharding.batch_divisor(mesh))
   if c.model.init:
     weights.check_gguf(c.model.init, _model(c, vocab_size=None))
-  if c.tokenizer.path:
-    tokenizer = tokenizers.load(c.tokenizer.path)
-  checkpoint.record(folder, c)
 
   with progress.bar('problems') as advance:
     dataset = datasets.load(
@@ -93,11 +90,14 @@ def build(config: ConfigDict, workdir: str) -> Run:
       **c.data.knobs,
     )
   examples = dataset.all('train')
-  if not c.tokenizer.path:
-    tokenizer = _trained_tokenizer(c, folder / 'tokenizer.model', examples)
-  # A published vocabulary is the model's own; one of the run's makes the model.
-  vocab_size = None if c.model.init else tokenizer.vocab_size
-  model = _model(c, vocab_size)
+  tokenizer = _tokenizer(c, examples)
+  # Published weights have their vocabulary; random ones take the tokenizer's.
+  model = _model(c, None if c.model.init else tokenizer.vocab_size)
+  if tokenizer.vocab_size > model.vocab_size:
+    raise ValueError(
+      f'tokenizer.path={c.tokenizer.path!r} has {tokenizer.vocab_size} tokens, '
+      f'model.init={c.model.init!r} only {model.vocab_size}'
+    )
   encode = _encoder(c, tokenizer, examples + dataset.all('heldout'))
   documents = None
   if c.pretrain.steps:
@@ -110,6 +110,7 @@ def build(config: ConfigDict, workdir: str) -> Run:
     )
   text = text_lib.token_text(tokenizer.token_bytes)
   text = jax.device_put(text, sharding.replicated(mesh))
+  checkpoint.record(folder, c)
   return Run(
     c, folder, mesh, model, tokenizer, dataset, text, encode, documents
   )
@@ -259,15 +260,19 @@ def _model(c: ConfigDict, vocab_size: int | None) -> models.Model:
   return models.in_dtype(model, c.model.dtype)
 
 
-def _trained_tokenizer(c, path: epath.Path, examples):
-  """Learns the pieces from the first documents, both kinds of them."""
-  if not path.exists():
-    corpus = []
-    for i, example in enumerate(examples[:5_000]):
-      completion = prompts.completion(example, reasoned=i % 2 == 0)
-      corpus += [example.prompt, completion]
-    tokenizers.train(corpus, c.tokenizer.vocab_size, text_lib.TAGS).save(path)
-  return tokenizers.load(path)
+def _tokenizer(c: ConfigDict, examples):
+  """A published one, or pieces learnt from documents of both kinds.
+
+  Learning takes a tenth of a second and always finds the same, so that a run
+  that goes on learns them again.
+  """
+  if c.tokenizer.path:
+    return tokenizers.load(c.tokenizer.path)
+  corpus = []
+  for i, example in enumerate(examples[:5_000]):
+    completion = prompts.completion(example, reasoned=i % 2 == 0)
+    corpus += [example.prompt, completion]
+  return tokenizers.train(corpus, c.tokenizer.vocab_size, text_lib.TAGS)
 
 
 def _encoder(c, tokenizer, examples):

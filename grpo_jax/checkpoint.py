@@ -24,7 +24,8 @@ def claim(workdir: epath.Path, config: ConfigDict) -> None:
   """
   path = workdir / 'config.json'
   if not path.exists():
-    if workdir.exists() and any(workdir.iterdir()):
+    found = {x.name for x in workdir.iterdir()} if workdir.exists() else set()
+    if found - {'data'}:  # A run that was refused may have left its problems.
       raise ValueError(
         f'{workdir} holds files but no config.json: it is not the folder of '
         'a run; give an empty or a new one'

@@ -133,7 +133,12 @@ def parse_arg(arg: str, **defaults) -> ConfigDict:
     elif not equals:
       raise ValueError(f'config argument {name!r} needs =<{kind.__name__}>')
     else:
-      values[name] = kind(text)
+      try:
+        values[name] = kind(text)
+      except ValueError:
+        raise ValueError(
+          f'config argument {item!r}: {text!r} is no {kind.__name__}'
+        ) from None
   return ConfigDict(values)
 
 

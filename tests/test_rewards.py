@@ -237,3 +237,4 @@ def test_the_reward_compiles_without_a_callback():
     lambda *args: rewards.reward(*args, {'answer': 1.0, 'format': 0.1})
   )(rollout, prompts, table)
   assert 'callback' not in str(jaxpr)
+  assert not jaxpr.effects  # Debug prints.

@@ -171,3 +171,4 @@ def test_nothing_here_calls_back_to_the_host():
 
   jaxpr = jax.make_jaxpr(everything)(table, tokens_BT, lengths_B)
   assert 'callback' not in str(jaxpr)
+  assert not jaxpr.effects  # Debug prints.
