@@ -111,6 +111,8 @@ def build(config: ConfigDict, workdir: str) -> Run:
   text = text_lib.token_text(tokenizer.token_bytes)
   text = jax.device_put(text, sharding.replicated(mesh))
   checkpoint.record(folder, c)
+  if not c.tokenizer.path:
+    tokenizer.save(folder / 'tokenizer.model')
   return Run(
     c, folder, mesh, model, tokenizer, dataset, text, encode, documents
   )

@@ -1,7 +1,7 @@
 """Command lines of experiments/: every error is one line, never a traceback.
 
-  config = command.config_flag()
-  command.run(main)      # main() may raise ValueError or FileNotFoundError
+config = command.config_flag()
+command.run(main)      # main() may raise ValueError or FileNotFoundError
 """
 
 from collections.abc import Callable

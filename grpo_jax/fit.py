@@ -8,10 +8,12 @@ from its last checkpoint. README says what it leaves there.
 
 from collections.abc import Callable
 import dataclasses
+import itertools
 import json
 import time
 from typing import Any
 
+from etils import epath
 import jax
 from ml_collections import ConfigDict
 import orbax.checkpoint as ocp
@@ -53,6 +55,9 @@ def fit(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
   begun = time.monotonic()
   with process.stop_on_signal() as stop:
     run = build.build(config, workdir)
+    if (run.workdir / 'summary.json').exists():
+      progress.say(f'{run.workdir} holds a finished run: nothing is left to do')
+      return _conclude(run)
     with jax.set_mesh(run.mesh):
       with progress.doing('compile'):
         steps = train.compile_steps(run)
@@ -92,14 +97,14 @@ def _carry_out(s: Session, state: TrainState) -> dict[str, Any] | None:
   state = _loop(s, 'pre-training', pretrain, state, 0, begin)
   if s.stop:
     return _stopped(s, state)
-  before = _evaluation(s, 'before', state)
+  _evaluate(s, 'before', state)
   if int(state.step) == begin:
     state = s.steps.start_rl(state)
   state = _loop(s, 'RL', improve, state, begin, end)
   if s.stop:
     return _stopped(s, state)
-  after = _evaluation(s, 'after', state)
-  return _conclude(s, before, after)
+  _evaluate(s, 'after', state)
+  return _conclude(run, s.writer.elapsed())
 
 
 def _loop(
@@ -174,11 +179,11 @@ def _completions(run, step: int, rollout: Rollout, rewards: Rewards):
       }
 
 
-def _evaluation(s: Session, name: str, state) -> evaluate.Evaluation:
-  """Held-out problems; a run that goes on reads what it found before."""
-  path = s.run.workdir / 'evaluations' / f'{name}.json'
+def _evaluate(s: Session, name: str, state: TrainState) -> None:
+  """Held-out problems; a run that goes on keeps what it found before."""
+  path = _evaluation(s.run, name)
   if path.exists():
-    return evaluate.load(path)
+    return
   with progress.doing(f'evaluation {name} RL'):
     result = evaluate.evaluate(
       s.steps.sample,
@@ -189,7 +194,10 @@ def _evaluation(s: Session, name: str, state) -> evaluate.Evaluation:
     )
   path.parent.mkdir(exist_ok=True)
   evaluate.save(result, path)
-  return result
+
+
+def _evaluation(run: build.Run, name: str) -> epath.Path:
+  return run.workdir / 'evaluations' / f'{name}.json'
 
 
 def _stopped(s: Session, state: TrainState) -> None:
@@ -199,22 +207,25 @@ def _stopped(s: Session, state: TrainState) -> None:
   )
 
 
-def _conclude(s: Session, before, after) -> dict[str, Any]:
+def _conclude(run: build.Run, seconds: float | None = None) -> dict[str, Any]:
   """The table, three completions and summary.json."""
-  summary = {'seed': s.run.config.seed, 'seconds': s.writer.elapsed()}
+  before, after = (
+    evaluate.load(_evaluation(run, name)) for name in ('before', 'after')
+  )
+  path = run.workdir / 'summary.json'
+  if seconds is None:
+    seconds = json.loads(path.read_text())['seconds']
+  summary = {'seed': run.config.seed, 'seconds': seconds}
   for when, result in (('before', before), ('after', after)):
     for name, value in evaluate.summarize(result).items():
       summary[f'{name}_{when}'] = value
   summary |= evaluate.gain(before, after)
-  text = json.dumps(summary, indent=2)
-  (s.run.workdir / 'summary.json').write_text(text + '\n')
+  path.write_text(json.dumps(summary, indent=2) + '\n')
+
   progress.before_and_after(summary)
-  examples = build.heldout(s.run)
-  for example, text, correct in zip(
-    examples[:3], after.texts[:3], after.correct_NG[:3, 0], strict=True
-  ):
-    progress.completion(example.prompt, text, example.answer, correct == 1)
-  progress.say(
-    f'\n{summary["seconds"]:.0f} seconds; all of it in {s.run.workdir}'
-  )
+  shown = zip(build.heldout(run), after.texts, after.correct_NG, strict=True)
+  for example, text, correct_G in itertools.islice(shown, 3):
+    right = correct_G[0] == 1
+    progress.completion(example.prompt, text, example.answer, right)
+  progress.say(f'\n{seconds:.0f} seconds; everything is in {run.workdir}')
   return summary

@@ -1,0 +1,49 @@
+"""Runs experiments/ as a user would: one CPU device, a process of its own."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def environment() -> dict[str, str]:
+  # Compiled programs are shared between the processes of one test run.
+  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR', '')
+  return os.environ | {'JAX_COMPILATION_CACHE_DIR': cache, 'COLUMNS': '100'}
+
+
+def start(*arguments: str) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env=environment(),
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
+def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
+  with start(*arguments) as process:
+    try:
+      out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      raise
+  return subprocess.CompletedProcess(
+    process.args, process.returncode, out, err
+  )
+
+
+def train(config: str, workdir, *flags: str) -> list[str]:
+  """The command line of a run."""
+  return [
+    'experiments/train.py',
+    '--config',
+    f'configs/{config}',
+    '--workdir',
+    str(workdir),
+    *flags,
+  ]

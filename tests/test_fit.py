@@ -1,0 +1,153 @@
+"""Whole runs, as processes: what they print, what they leave, how they stop."""
+
+import json
+import signal
+
+import command
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+SMOKE = 'quickstart.py:smoke'
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A :smoke run of the quickstart."""
+  workdir = tmp_path_factory.mktemp('run') / 'quickstart'
+  done = command.run(*command.train(SMOKE, workdir))
+  assert done.returncode == 0, done.stderr
+  return workdir, done
+
+
+def rows(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def numbers(workdir):
+  """metrics.jsonl without the times, which differ from run to run."""
+  return [
+    {k: v for k, v in row.items() if not k.startswith('time/')}
+    for row in rows(workdir / 'metrics.jsonl')
+  ]
+
+
+def last_state(workdir):
+  manager = ocp.CheckpointManager(workdir / 'checkpoints')
+  state = manager.restore(manager.latest_step(), args=ocp.args.PyTreeRestore())
+  manager.close()
+  return jax.tree.map(np.asarray, state)
+
+
+def assert_equal_states(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_run_leaves_what_readme_promises(finished):
+  workdir, _ = finished
+  assert {x.name for x in workdir.iterdir()} == {
+    'checkpoints',
+    'completions.jsonl',
+    'config.json',
+    'data',
+    'evaluations',
+    'metrics.jsonl',
+    'summary.json',
+    'tensorboard',
+    'tokenizer.model',
+  }
+  assert list((workdir / 'tensorboard').glob('events*'))
+  assert json.loads((workdir / 'config.json').read_text())['seed'] == 0
+
+
+def test_every_step_has_one_line_of_metrics(finished):
+  lines = rows(finished[0] / 'metrics.jsonl')
+  assert [row['step'] for row in lines] == [1, 2, 3, 4, 5, 6]
+  keys = {'reward/mean', 'reward/answer', 'reward/format', 'rollout/length'}
+  keys |= {'rollout/truncated', 'rollout/logp_drift', 'groups/degenerate'}
+  keys |= {'loss', 'grad_norm', 'time/step', 'time/tokens_per_second'}
+  for row in lines[4:]:
+    assert keys <= row.keys()
+    assert row['rollout/logp_drift'] < 1e-5
+
+
+def test_the_summary_compares_before_and_after(finished):
+  summary = json.loads((finished[0] / 'summary.json').read_text())
+  for name in ('accuracy', 'reasoning', 'length'):
+    for when in ('before', 'after'):
+      assert np.isfinite(summary[f'{name}_{when}'])
+  assert summary['seed'] == 0 and summary['seconds'] > 0
+
+
+def test_logged_completions_carry_scores_and_advantages(finished):
+  lines = rows(finished[0] / 'completions.jsonl')
+  # 2 steps of 2 prompts with 8 completions each.
+  assert len(lines) == 2 * 2 * 8
+  for row in lines:
+    assert row['prompt'].startswith('Start at')
+    total = row['reward_parts']['answer'] + 0.1 * row['reward_parts']['format']
+    assert row['reward'] == pytest.approx(total)
+    assert np.isfinite(row['advantage'])
+
+
+def test_without_a_terminal_a_run_prints_plain_lines(finished):
+  out = finished[1].stdout
+  for line in ('problems: 500/500', 'compile: ', 'pre-training: 4/4', 'RL: 2/2'):
+    assert f'\n{line}' in f'\n{out}'
+  assert 'Held-out problems' in out
+  assert out.count('Start at') == 3  # Three completions at the end.
+  assert '\x1b' not in out
+  assert finished[1].stderr == ''
+
+
+def test_a_finished_run_is_left_alone(finished):
+  workdir, _ = finished
+  before = {x: x.stat().st_mtime_ns for x in workdir.glob('*.jsonl')}
+  done = command.run(*command.train(SMOKE, workdir))
+  assert done.returncode == 0
+  assert 'nothing is left to do' in done.stdout
+  assert {x: x.stat().st_mtime_ns for x in workdir.glob('*.jsonl')} == before
+
+
+def test_three_programs_compute_what_one_does(finished, tmp_path):
+  apart = tmp_path / 'apart'
+  done = command.run(*command.train(SMOKE, apart, '--config.fuse=False'))
+  assert done.returncode == 0, done.stderr
+  for one, three in zip(numbers(finished[0]), numbers(apart), strict=True):
+    assert one.keys() == three.keys()
+    for name, value in one.items():
+      assert three[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+  timed = rows(apart / 'metrics.jsonl')[-1]
+  parts = [timed[f'time/{x}'] for x in ('rollout', 'reward', 'update')]
+  assert timed['time/step'] == pytest.approx(sum(parts))
+
+
+@pytest.mark.parametrize(
+  'name, after', [('SIGTERM', 'RL: '), ('SIGINT', 'pre-training: ')]
+)
+def test_a_stopped_run_goes_on_with_the_same_command(tmp_path, name, after):
+  flags = ['--config.steps=30', '--config.pretrain.steps=60']
+  flags += ['--config.log.every=0.0', '--config.checkpoint.every=1000']
+  whole = command.train(SMOKE, tmp_path / 'whole', *flags)
+  parts = command.train(SMOKE, tmp_path / 'parts', *flags)
+  assert command.run(*whole).returncode == 0
+
+  with command.start(*parts) as process:
+    for line in process.stdout:
+      if line.startswith(after):
+        process.send_signal(getattr(signal, name))
+        break
+    out, err = process.communicate(timeout=60)
+  assert process.returncode == 0, err
+  assert 'stopped and saved at step' in out
+  assert 'Held-out' not in out
+  assert not (tmp_path / 'parts' / 'summary.json').exists()
+
+  done = command.run(*parts)
+  assert done.returncode == 0, done.stderr
+  assert 'going on from step' in done.stdout
+  assert numbers(tmp_path / 'parts') == numbers(tmp_path / 'whole')
+  assert_equal_states(
+    last_state(tmp_path / 'parts'), last_state(tmp_path / 'whole')
+  )

@@ -1,0 +1,137 @@
+"""Draws against the distribution that they come from."""
+
+import itertools
+
+import jax
+import numpy as np
+from numpy_llama import log_softmax
+import pytest
+
+from grpo_jax import sampling
+
+sample = jax.jit(sampling.sample, static_argnames='temperature')
+ALMOST_ONE = np.float32(1 - 2**-24)
+
+
+def draw(logits_V, uniform_B, temperature=1.0):
+  """Tokens and log-probs of one distribution at many places."""
+  shape = (len(uniform_B), len(logits_V))
+  logits_BV = np.broadcast_to(np.float32(logits_V), shape)
+  drawn = sample(logits_BV, np.float32(uniform_B), temperature=temperature)
+  return jax.device_get(drawn)
+
+
+def random_logits(V, scale, seed=0):
+  return np.random.default_rng(seed).normal(size=V) * scale
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 1.7])
+@pytest.mark.parametrize(
+  'V,scale', [(5, 1), (128, 1), (129, 1), (300, 2), (1000, 1), (300, 40)]
+)
+def test_evenly_spaced_noise_gives_the_share_of_every_token(
+  V, scale, temperature
+):
+  # Inversion turns N even steps into N * p draws, give or take one.
+  logits_V, N = random_logits(V, scale), 10_000
+  tokens_N, _ = draw(logits_V, (np.arange(N) + 0.5) / N, temperature)
+  expected_V = N * np.exp(log_softmax(logits_V / temperature))
+  counts_V = np.bincount(tokens_N, minlength=V)
+  assert len(counts_V) == V
+  assert np.abs(counts_V - expected_V).max() < 1.5
+
+
+def test_the_noise_of_many_samples_gives_the_share_of_every_token():
+  logits_V, N = random_logits(200, 1.5), 20_000
+  uniform_N = sampling.noise(
+    jax.random.key(3), np.arange(N) // 100, np.arange(N) % 100, 5
+  )
+  tokens_N, _ = draw(logits_V, uniform_N)
+  expected_V = N * np.exp(log_softmax(logits_V))
+  counts_V = np.bincount(tokens_N, minlength=200)
+  chi_squared = np.sum((counts_V - expected_V) ** 2 / expected_V)
+  assert abs(chi_squared - 199) < 4 * np.sqrt(2 * 199)
+
+
+@pytest.mark.parametrize('temperature', [0.3, 1.0, 2.0])
+@pytest.mark.parametrize('V', [50, 128, 300])
+def test_the_log_prob_is_of_the_distribution_that_was_sampled(V, temperature):
+  logits_V = random_logits(V, 5)
+  tokens_N, logps_N = draw(logits_V, np.linspace(0, 0.999, 200), temperature)
+  expected_V = log_softmax(np.float32(logits_V).astype(float) / temperature)
+  np.testing.assert_allclose(logps_N, expected_V[tokens_N], atol=1e-5, rtol=0)
+
+
+def test_temperature_0_is_the_most_probable_token():
+  rng = np.random.default_rng(0)
+  logits_BV = rng.normal(size=(50, 300)).astype(np.float32)
+  tokens_B, logps_B = sample(
+    logits_BV, rng.random(50, np.float32), temperature=0.0
+  )
+  np.testing.assert_array_equal(tokens_B, logits_BV.argmax(axis=1))
+  expected_B = log_softmax(logits_BV.astype(float)).max(axis=1)
+  np.testing.assert_allclose(logps_B, expected_B, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('V', [1, 5, 127, 128, 129, 200, 300, 640])
+def test_the_ends_of_the_noise_give_the_first_and_last_possible_token(V):
+  for seed in range(10):
+    logits_V = random_logits(V, 1, seed)
+    masked_V = np.random.default_rng(seed).random(V) < 0.6
+    masked_V[seed % V] = False
+    logits_V[masked_V] = -np.inf
+    (first, last), logps = draw(logits_V, [0.0, ALMOST_ONE])
+    possible = np.flatnonzero(~masked_V)
+    assert (first, last) == (possible[0], possible[-1])
+    assert np.isfinite(logps).all()
+
+
+def test_a_masked_token_is_never_drawn_where_two_blocks_meet():
+  # Both sides of every border between blocks, as close as float32 comes.
+  V, block = 2560, 128
+  for seed in range(8):
+    logits_V = random_logits(V, 3, seed)
+    masked_V = np.random.default_rng(seed).random(V) < 0.5
+    masked_V[::block] = True
+    logits_V[masked_V] = -np.inf
+    ends_V = np.cumsum(np.exp(log_softmax(logits_V)))
+    near_N = np.add.outer(
+      np.round(ends_V[block - 1 :: block] * 2**23), range(-5, 6)
+    )
+    uniform_N = near_N.ravel() / 2**23
+    tokens_N, logps_N = draw(logits_V, uniform_N[uniform_N < 1])
+    assert not masked_V[tokens_N].any()
+    assert np.isfinite(logps_N).all()
+
+
+def test_a_certain_token_is_always_drawn():
+  logits_V = np.full(300, -1e9)
+  logits_V[217] = 1e9
+  tokens_N, logps_N = draw(logits_V, [0, 1e-30, 0.3, 0.999, ALMOST_ONE])
+  np.testing.assert_array_equal(tokens_N, 217)
+  np.testing.assert_array_equal(logps_N, 0)
+
+
+def test_noise_depends_on_key_prompt_sample_and_position_alone():
+  prompts_B = np.array([7, 7, 2**31 + 5, 9], np.uint32)
+  samples_B = np.array([0, 1, 0, 3])
+  key = jax.random.key(1)
+  whole_B = sampling.noise(key, prompts_B, samples_B, 4)
+  order = [2, 0, 3, 1]
+  mixed_B = sampling.noise(key, prompts_B[order], samples_B[order], 4)
+  np.testing.assert_array_equal(mixed_B, whole_B[np.array(order)])
+  compiled = jax.jit(sampling.noise)
+  for b in range(4):
+    row = slice(b, b + 1)
+    alone_B = compiled(key, prompts_B[row], samples_B[row], 4)
+    np.testing.assert_array_equal(alone_B, whole_B[row])
+
+
+def test_noise_never_repeats():
+  rows = np.array(list(itertools.product(range(5), range(5)))).T
+  seen = [
+    sampling.noise(jax.random.fold_in(jax.random.key(0), step), *rows, t)
+    for step in range(3)
+    for t in range(6)
+  ]
+  assert len(np.unique(seen)) == 3 * 6 * 25
