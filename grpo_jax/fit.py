@@ -143,12 +143,13 @@ def _record(s: Session, step: int, news: News) -> str:
   rollout, rewards, numbers = news
   numbers = s.writer.step(step, numbers, rollout)
   if rollout is None:
-    return f'loss {numbers["loss"]:.3f}'
+    return f'loss {numbers["loss"]:.3f}  {numbers["time/step"]:.2f} s/step'
   if step % s.run.config.log.completions_every == 0:
     s.writer.completions(_completions(s.run, step, rollout, rewards))
   return (
     f'reward {numbers["reward/mean"]:.2f}  '
     f'length {numbers["rollout/length"]:.0f}  '
+    f'{numbers["time/step"]:.2f} s/step  '
     f'{numbers["time/tokens_per_second"]:,.0f} tokens/s'
   )
 

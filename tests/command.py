@@ -32,9 +32,7 @@ def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
     except subprocess.TimeoutExpired:
       process.kill()
       raise
-  return subprocess.CompletedProcess(
-    process.args, process.returncode, out, err
-  )
+  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def train(config: str, workdir, *flags: str) -> list[str]:

@@ -93,7 +93,8 @@ def test_logged_completions_carry_scores_and_advantages(finished):
 
 def test_without_a_terminal_a_run_prints_plain_lines(finished):
   out = finished[1].stdout
-  for line in ('problems: 500/500', 'compile: ', 'pre-training: 4/4', 'RL: 2/2'):
+  steps = ('problems: 500/500', 'compile: ', 'pre-training: 4/4', 'RL: 2/2')
+  for line in steps:
     assert f'\n{line}' in f'\n{out}'
   assert 'Held-out problems' in out
   assert out.count('Start at') == 3  # Three completions at the end.

@@ -139,16 +139,17 @@ def _whole(weights, tokens_BS, positions_BS, at_BT, temperature):
 def test_the_step_is_the_gradient_of_a_plain_loss_on_whole_sequences(rolled):
   rewards = mixed()
   advantages_PG = np.asarray(advantages.grpo(rewards.total_PG))
+  weights_PGT, tokens = np.zeros((P, G, T)), 0
+  for p, g in np.ndindex(P, G):
+    for t in range(int(rolled.lengths_PG[p, g])):
+      weights_PGT[p, g, t] = -advantages_PG[p, g]
+      tokens += 1
 
+  @jax.jit
   @jax.value_and_grad
   def plain(weights):
-    logps_PGT, total, tokens = plain_logps(weights, rolled), 0.0, 0
-    for p, g in np.ndindex(P, G):
-      ratios = jnp.exp(logps_PGT[p, g] - rolled.logps_PGT[p, g])
-      length = int(rolled.lengths_PG[p, g])
-      total -= advantages_PG[p, g] * jnp.sum(ratios[:length])
-      tokens += length
-    return total / tokens
+    ratios_PGT = jnp.exp(plain_logps(weights, rolled) - rolled.logps_PGT)
+    return jnp.sum(weights_PGT / tokens * ratios_PGT)
 
   expected, grads = plain(params())
   state, metrics = update(new_state(), rolled, rewards)

@@ -12,7 +12,9 @@ def test_the_loop_runs_unjitted(tmp_path):
   code = code.replace('runs/loop', str(tmp_path / 'loop'))
   done = command.run('-c', code)
   assert done.returncode == 0, done.stderr
-  assert len(re.findall(r'^reward [\d.]+, length \d+$', done.stdout, re.M)) == 2
+  assert (
+    len(re.findall(r'^reward [\d.]+ length [\d.]+$', done.stdout, re.M)) == 2
+  )
 
 
 def test_every_file_that_readme_links_to_exists():
