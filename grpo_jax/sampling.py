@@ -70,11 +70,14 @@ def _invert(
   weights_BX: jax.Array, target_B1: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """The bin in which the running sum passes the target, and what is left."""
-  ends_BX = jnp.cumsum(weights_BX, axis=-1)
-  # Rounding may put the target on or past the end, where no bin has weight.
-  last_B1 = jnp.nextafter(ends_BX[:, -1:], jnp.zeros_like(target_B1))
-  target_B1 = jnp.minimum(target_B1, last_B1)
-  bin_B = jnp.sum(ends_BX <= target_B1, axis=-1)
+  # A bin without weight ends nowhere: sums that are taken as a tree may rise
+  # by a rounding where nothing was added, and the bin would be drawn.
+  ends_BX = jnp.where(weights_BX > 0, jnp.cumsum(weights_BX, axis=-1), 0)
+  # Rounding may put the target before the start, or past the last end.
+  last_B1 = jnp.max(ends_BX, axis=-1, keepdims=True)
+  last_B1 = jnp.nextafter(last_B1, jnp.zeros_like(last_B1))
+  target_B1 = jnp.clip(target_B1, 0, last_B1)
+  bin_B = jnp.argmax(ends_BX > target_B1, axis=-1)
   starts_BX = ends_BX - weights_BX
   rest_B1 = target_B1 - jnp.take_along_axis(starts_BX, bin_B[:, None], -1)
   return bin_B, rest_B1[:, 0]

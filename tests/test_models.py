@@ -244,8 +244,8 @@ def test_random_weights_are_scaled_by_what_they_read():
   assert np.std(params['layers']['o']) == pytest.approx(1 / 16, rel=0.05)
   assert np.std(params['layers']['down']) == pytest.approx(1 / 16, rel=0.05)
   np.testing.assert_array_equal(params['layers']['attn_norm'], 1)
-  q, k = params['layers']['q'][..., :16], params['layers']['k']
-  assert not np.array_equal(q, k)
+  # Arrays of one shape, from keys of their own.
+  assert np.any(params['layers']['k'] != params['layers']['v'])
 
 
 def test_smollm2_has_the_size_of_its_name():

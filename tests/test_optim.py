@@ -77,10 +77,10 @@ def test_weights_decay_and_norms_do_not():
 def test_adamw_takes_the_steps_of_its_formula():
   b1, b2, eps, lr = 0.8, 0.9, 1e-3, 0.1
   adamw = optim.make(lr=lr, steps=5, b1=b1, b2=b2, eps=eps, clip_norm=None)
-  grad, m, v = 0.7, 0.0, 0.0
-  weight = {'w': jnp.ones(())}
-  found = steps_of(adamw, {'w': jnp.float32(grad)}, weight, 4)
-  for step, update in enumerate(found, start=1):
+  weight, m, v = {'w': jnp.ones(())}, 0.0, 0.0
+  state, run = adamw.init(weight), jax.jit(adamw.update)
+  for step, grad in enumerate([0.7, -0.2, 1.5, 0.1], start=1):
+    update, state = run({'w': jnp.float32(grad)}, state, weight)
     m = b1 * m + (1 - b1) * grad
     v = b2 * v + (1 - b2) * grad**2
     scale = math.sqrt(v / (1 - b2**step)) + eps

@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy_llama import log_softmax
 import pytest
@@ -102,6 +103,24 @@ def test_a_masked_token_is_never_drawn_where_two_blocks_meet():
     tokens_N, logps_N = draw(logits_V, uniform_N[uniform_N < 1])
     assert not masked_V[tokens_N].any()
     assert np.isfinite(logps_N).all()
+
+
+def test_a_masked_token_is_never_drawn_where_sums_are_taken_as_a_tree(
+  monkeypatch,
+):
+  # As on a GPU: adding nothing may then change a running sum by a rounding.
+  def tree_sum(x, axis):
+    return jax.lax.associative_scan(jnp.add, x, axis=axis)
+
+  monkeypatch.setattr(sampling.jnp, 'cumsum', tree_sum)
+  logits_V = random_logits(256, 3)
+  masked_V = np.random.default_rng(0).random(256) < 0.5
+  logits_V[masked_V] = -np.inf
+  weights_BV = np.exp(logits_V - logits_V.max(), dtype=np.float32)[None, :128]
+  ends_V = np.asarray(tree_sum(weights_BV, axis=-1))[0]
+  targets_N1 = np.concatenate([ends_V, np.nextafter(ends_V, 0)])[:, None]
+  bins_N, _ = sampling._invert(np.tile(weights_BV, (256, 1)), targets_N1)
+  assert not masked_V[bins_N].any()
 
 
 def test_a_certain_token_is_always_drawn():
