@@ -12,7 +12,7 @@ setuptools.setup(
   install_requires=[
     'jax>=0.10',
     'flax>=0.12',
-    'optax>=0.2.5',
+    'optax>=0.2.6',
     'orbax-checkpoint>=0.11',
     'ml-collections>=1.0',
     'absl-py',
@@ -21,7 +21,7 @@ setuptools.setup(
     'sentencepiece>=0.2',
     'tokenizers',  # BPE of published checkpoints.
     'jinja2',  # Their chat templates.
-    'gguf',  # Their weights.
+    'gguf>=0.17',  # Their weights.
     'tensorflow-datasets>=4.9.9',
     'importlib_resources',  # TFDS without TensorFlow imports it.
     'rich',

@@ -143,7 +143,7 @@ def grpo_update(
     params = optax.apply_updates(params, updates)
     sums = {'loss': values} | means
     sums = {name: jnp.sum(x) for name, x in sums.items()}
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     return (params, opt_state), (sums | {'grad_norm': norm}, jnp.max(drifts))
 
   def one_pass(carry, _):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from grpo_jax import sampling
 from grpo_jax.models import Model
+from grpo_jax.models.layers import accumulator
 from grpo_jax.types import ModelInputs, Params, Prompts, Rollout
 
 
@@ -51,18 +52,20 @@ def rollout(
   lengths_B = jnp.repeat(prompts.lengths_P, G)
   prompt_ids_B = jnp.repeat(prompts.ids_P, G)
   sample_ids_B = jnp.tile(jnp.arange(G), P)
-  stops = jnp.array(stop_ids)
+  stops = jnp.array(stop_ids, jnp.int32)
 
   def emit(carry, t, hidden_BD):
     """Draws token t of every row and writes it down."""
     tokens_BT, logps_BT, done_B = carry
     logits_BV = jnp.matmul(
-      hidden_BD, head_DV, preferred_element_type=jnp.float32
+      hidden_BD, head_DV, preferred_element_type=accumulator(hidden_BD)
     )
     uniform_B = sampling.noise(key, prompt_ids_B, sample_ids_B, t)
     token_B, logp_B = sampling.sample(logits_BV, uniform_B, temperature)
     tokens_BT = tokens_BT.at[:, t].set(jnp.where(done_B, stops[0], token_B))
-    logps_BT = logps_BT.at[:, t].set(jnp.where(done_B, 0.0, logp_B))
+    logps_BT = logps_BT.at[:, t].set(
+      jnp.where(done_B, 0.0, logp_B).astype(jnp.float32)
+    )
     return tokens_BT, logps_BT, done_B | jnp.isin(token_B, stops)
 
   def more(loop):

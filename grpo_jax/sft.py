@@ -43,7 +43,7 @@ def sft_update(
     params=optax.apply_updates(state.params, updates),
     opt_state=opt_state,
   )
-  return state, {'loss': loss, 'grad_norm': optax.global_norm(grads)}
+  return state, {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
 
 
 def next_token_loss(

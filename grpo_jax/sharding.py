@@ -34,7 +34,7 @@ def make_mesh(sizes: Mapping[str, int]) -> jax.sharding.Mesh:
   Raises ValueError if the sizes do not multiply to the number of devices.
   """
   have = jax.device_count()
-  known = math.prod(n for n in sizes.values() if n != -1)
+  known = max(math.prod(n for n in sizes.values() if n != -1), 1)
   free = [name for name, n in sizes.items() if n == -1]
   bad = {name: n for name, n in sizes.items() if n < 1 and n != -1}
   shape = {name: have // known if n == -1 else n for name, n in sizes.items()}

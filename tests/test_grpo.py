@@ -111,7 +111,8 @@ def distance(a, b):
 
 def plain_logps(weights, rolled, temperature=1.0):
   """Log-probs from passes over prompts and completions in one piece; PGT."""
-  starts_P = np.asarray(rolled.prompts.lengths_P)
+  rolled = jax.device_get(rolled)
+  starts_P = rolled.prompts.lengths_P
   width = rolled.tokens_PGT.shape[2]
   rows = np.zeros((P, G, starts_P.max() + width), np.int32)
   for p, start in enumerate(starts_P):

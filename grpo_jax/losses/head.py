@@ -10,6 +10,8 @@ Dimension key: B rows, T tokens, D width, V vocabulary, C tokens of a chunk.
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.models.layers import accumulator
+
 
 def token_logps(
   hidden_BTD: jax.Array,
@@ -33,7 +35,7 @@ def token_logps(
   @jax.checkpoint
   def score(hidden_CD, tokens_C):
     logits_CV = jnp.matmul(
-      hidden_CD, head_DV, preferred_element_type=jnp.float32
+      hidden_CD, head_DV, preferred_element_type=accumulator(hidden_CD)
     ) / (temperature or 1.0)
     logit_C1 = jnp.take_along_axis(logits_CV, tokens_C[:, None], axis=-1)
     return logit_C1[:, 0] - jax.nn.logsumexp(logits_CV, axis=-1)

@@ -40,12 +40,18 @@ class Model:
   apply(params, inputs: ModelInputs, cache=None) -> ModelOutputs:
     without a cache, a causal pass over whole documents; its `cache` output
     holds their keys and values. With one from `init_cache`, `inputs` goes on
-    from the prompts in it.
+    from the prompts in it, row b = p*G + g from prompt p.
   init_cache(prompt_cache, lengths_P, group_size, max_tokens) -> cache:
-    makes room for `group_size` continuations of each of the P prompts, of
-    `max_tokens` tokens, to be fed one at a time; with max_tokens=0 for a
-    continuation that comes in one piece (teacher forcing).
+    makes room for `group_size` continuations of each of the P prompts whose
+    pass gave `prompt_cache`. Prompts are padded on the right; only from
+    `lengths_P` can continuations know where the padding begins. They are of
+    `max_tokens` tokens, fed one at a time through a compiled loop: `apply`
+    returns a cache of the same structure, shapes and dtypes. With max_tokens=0
+    the continuation comes in one piece (teacher forcing) and the cache that
+    `apply` returns is not used.
   head(params) -> head_DV, float logits are hidden_D @ head_DV.
+
+  `params` is a nested dict laid out like `table`, whose initialisers make it.
   """
 
   table: dict[str, Any]  # Nested names -> Param.

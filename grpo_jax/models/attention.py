@@ -17,6 +17,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.models import layers
+
 
 @struct.dataclass
 class Cache:
@@ -88,8 +90,8 @@ def attend(
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Batched matrix product with float32 accumulation."""
-  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+  """Batched matrix product with (at least) float32 accumulation."""
+  return jnp.matmul(a, b, preferred_element_type=layers.accumulator(a))
 
 
 def _stack_group(x_BKMI: jax.Array, P: int) -> jax.Array:

@@ -7,12 +7,17 @@ import jax
 import jax.numpy as jnp
 
 
+def accumulator(x: jax.Array) -> jnp.dtype:
+  """The dtype of sums over x: float32, or float64 where x is."""
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
   """Root mean square norm in float32 (arxiv.org/abs/1910.07467)."""
-  wide = x_BTD.astype(jnp.float32)
+  wide = x_BTD.astype(accumulator(x_BTD))
   mean_square = jnp.mean(wide**2, axis=-1, keepdims=True)
   normed = wide * jax.lax.rsqrt(mean_square + eps)
-  return (normed * scale_D.astype(jnp.float32)).astype(x_BTD.dtype)
+  return (normed * scale_D.astype(wide.dtype)).astype(x_BTD.dtype)
 
 
 def rope_tables(
@@ -26,6 +31,6 @@ def rope_tables(
 
 def rope(x_BNTH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   """Rotary positions (arxiv.org/abs/2104.09864), halves rotated as in HF."""
-  low, high = jnp.split(x_BNTH.astype(jnp.float32), 2, axis=-1)
+  low, high = jnp.split(x_BNTH.astype(accumulator(x_BNTH)), 2, axis=-1)
   turned = [low * cos - high * sin, high * cos + low * sin]
   return jnp.concatenate(turned, axis=-1).astype(x_BNTH.dtype)

@@ -147,7 +147,8 @@ def _decode(params, x_BTD, cache, layer, s) -> ModelOutputs:
     )
 
     def write(k_BK1H, v_BK1H, y=y):
-      at = (0, 0, cache.used, 0)
+      zero = jnp.zeros_like(cache.used)
+      at = (zero, zero, cache.used, zero)
       return (
         jax.lax.dynamic_update_slice(cache.own_k[y], k_BK1H, at),
         jax.lax.dynamic_update_slice(cache.own_v[y], v_BK1H, at),
