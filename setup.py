@@ -28,7 +28,7 @@ setuptools.setup(
     'tensorboardX',
   ],
   extras_require={
-    'test': ['pytest', 'ruff', 'matplotlib'],
+    'test': ['pytest', 'pytest-xdist', 'ruff', 'matplotlib'],
     'plot': ['matplotlib'],
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda12]'],

@@ -21,7 +21,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.data.update(name='chains', prompts=16, max_prompt=32)
   c.pretrain.update(steps=1000, rows=16)
   c.pretrain.optim.update(lr=2e-3, b2=0.95)
-  c.rollout.update(group_size=arg.group_size, max_tokens=64)
+  c.rollout.update(group_size=arg.group_size, max_tokens=56)
   c.optim.update(lr=1e-4)
   c.steps = 100
 

@@ -11,9 +11,6 @@ and deviation, and gets zero advantage. A group of equal rewards gets exactly
 zero: nothing is to be learnt from it.
 """
 
-from collections.abc import Callable
-import inspect
-
 import jax
 import jax.numpy as jnp
 
@@ -44,19 +41,3 @@ def rloo(rewards_PG: jax.Array) -> jax.Array:
   """Baseline is the mean of the others (arxiv.org/abs/2402.14740)."""
   scored_P1 = jnp.sum(~jnp.isnan(rewards_PG), axis=1, keepdims=True)
   return dr_grpo(rewards_PG) * scored_P1 / jnp.maximum(scored_P1 - 1, 1)
-
-
-def load(name: str) -> Callable[..., jax.Array]:
-  """The estimator of that name; its knobs are its keyword arguments.
-
-  Raises:
-    ValueError: this module has no such estimator.
-  """
-  known = {
-    key: value
-    for key, value in globals().items()
-    if inspect.isfunction(value) and key[0] != '_' and key != 'load'
-  }
-  if name not in known:
-    raise ValueError(f'no advantage {name!r}; there are {", ".join(known)}')
-  return known[name]

@@ -11,6 +11,7 @@ said here, in one line and before anything is compiled.
 from collections.abc import Callable
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -231,14 +232,13 @@ def pretrain_batch(run: Run, step: int) -> ModelInputs:
 
 def eval_batches(run: Run) -> list[tuple[Prompts, int]]:
   """The held-out problems in equal batches, and how many of each count."""
-  c = run.config.eval
-  size = min(c.batch, c.problems)
+  size = _eval_batch(run.config)
   examples = heldout(run)
   batches = []
   for first in range(0, len(examples), size):
     some = examples[first : first + size]
-    filled = some + examples[: size - len(some)]
-    batches.append((run.encode(filled), len(some)))
+    filled = itertools.islice(itertools.cycle(some), size)
+    batches.append((run.encode(list(filled)), len(some)))
   return batches
 
 
@@ -301,7 +301,7 @@ def _check_batches(c: ConfigDict, divisor: int) -> None:
       'data.prompts / (updates.minibatches * updates.microbatches)',
       c.data.prompts // pieces,
     ),
-    ('eval.batch', c.eval.batch),
+    ('the smaller of eval.batch and eval.problems', _eval_batch(c)),
     ('pretrain.rows', c.pretrain.rows if c.pretrain.steps else divisor),
   ):
     if size % divisor:
@@ -309,6 +309,10 @@ def _check_batches(c: ConfigDict, divisor: int) -> None:
         f'{name} = {size} must be a multiple of the devices along '
         f'mesh.data * mesh.fsdp = {divisor}'
       )
+
+
+def _eval_batch(c: ConfigDict) -> int:
+  return min(c.eval.batch, c.eval.problems)
 
 
 def _optimizers(c: ConfigDict) -> dict[str, Any]:

@@ -23,6 +23,8 @@ def claim(workdir: epath.Path, config: ConfigDict) -> None:
     ValueError: naming what differs. Nothing is written.
   """
   path = workdir / 'config.json'
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f'{workdir} is a file, not the folder of a run')
   if not path.exists():
     found = {x.name for x in workdir.iterdir()} if workdir.exists() else set()
     if found - {'data'}:  # A run that was refused may have left its problems.

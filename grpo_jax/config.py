@@ -153,10 +153,12 @@ def check(c: ConfigDict) -> None:
     'updates.passes': c.updates.passes,
     'updates.minibatches': c.updates.minibatches,
     'updates.microbatches': c.updates.microbatches,
+    'updates.head_chunk': c.updates.head_chunk,
+    'pretrain.rows': c.pretrain.rows,
+    'pretrain.width': c.pretrain.width,
     'eval.problems': c.eval.problems,
     'eval.samples': c.eval.samples,
     'eval.batch': c.eval.batch,
-    'log.every': c.log.every,
     'log.completions_every': c.log.completions_every,
     'checkpoint.every': c.checkpoint.every,
     'checkpoint.keep': c.checkpoint.keep,
@@ -164,6 +166,15 @@ def check(c: ConfigDict) -> None:
   for name, value in positive.items():
     if value < 1:
       raise ValueError(f'{name}={value} must be at least 1')
+  for name, value in (
+    ('pretrain.steps', c.pretrain.steps),
+    ('kl.coef', c.kl.coef),
+    ('log.every', c.log.every),
+    ('log.prompts', c.log.prompts),
+  ):
+    if value < 0:
+      raise ValueError(f'{name}={value} must not be below 0')
+  _check_choice('model.dtype', c.model.dtype, _DTYPES)
   if not c.rollout.temperature > 0:
     raise ValueError(
       f'rollout.temperature={c.rollout.temperature} must be above 0: greedy '
@@ -173,7 +184,7 @@ def check(c: ConfigDict) -> None:
   if c.data.prompts % pieces:
     raise ValueError(
       f'data.prompts={c.data.prompts} must be a multiple of '
-      f'updates.minibatches * update.microbatches = {pieces}'
+      f'updates.minibatches * updates.microbatches = {pieces}'
     )
   _check_choice('model.name', c.model.name, _modules(models, 'build'))
   datasets.find(c.data.name)
@@ -203,6 +214,7 @@ def check(c: ConfigDict) -> None:
     )
 
 
+_DTYPES = ('float32', 'bfloat16')
 _CHOICES = {
   'advantage': advantages,
   'loss': policy,
@@ -218,7 +230,7 @@ def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
   do.
   """
   module, knobs = _CHOICES[section], dict(knobs)
-  name = knobs.pop('name')
+  name = knobs.pop('name', None)
   functions = {
     key: value
     for key, value in vars(module).items()
@@ -241,7 +253,7 @@ def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
   return function, knobs
 
 
-def _check_choice(name: str, value: str, allowed) -> None:
+def _check_choice(name: str, value: str | None, allowed) -> None:
   if value not in allowed:
     raise ValueError(f'{name}={value!r} is not one of {", ".join(allowed)}')
 

@@ -77,6 +77,7 @@ def evaluate(
 def summarize(e: Evaluation) -> dict[str, Any]:
   """Shares over all completions; the interval is over problems (bootstrap)."""
   right, reasoned = e.correct_NG == 1, e.reasoned_NG == 1
+  reward_N = _scored_mean(e.reward_NG)
 
   def share(of, where):
     return float(of[where].mean()) if where.any() else None
@@ -88,8 +89,8 @@ def summarize(e: Evaluation) -> dict[str, Any]:
     'accuracy_direct': share(right, ~reasoned),
     'reasoning': float(reasoned.mean()),
     'length': float(e.lengths_NG.mean()),
-    'reward': float(np.nanmean(e.reward_NG)),
-    'reward_interval': metrics.bootstrap(np.nanmean(e.reward_NG, axis=1)),
+    'reward': _mean(reward_N),
+    'reward_interval': metrics.bootstrap(reward_N),
     'truncated': float(1 - e.ended_NG.mean()),
   }
 
@@ -98,14 +99,26 @@ def gain(before: Evaluation, after: Evaluation) -> dict[str, Any]:
   """What training changed, paired by problem (95% bootstrap intervals)."""
   right = (after.correct_NG == 1).mean(axis=1)
   right -= (before.correct_NG == 1).mean(axis=1)
-  reward = np.nanmean(after.reward_NG, axis=1)
-  reward -= np.nanmean(before.reward_NG, axis=1)
+  reward = _scored_mean(after.reward_NG, before.reward_NG)
+  reward -= _scored_mean(before.reward_NG, after.reward_NG)
   return {
     'accuracy_gain': float(right.mean()),
     'accuracy_gain_interval': metrics.bootstrap(right),
-    'reward_gain': float(reward.mean()),
+    'reward_gain': _mean(reward),
     'reward_gain_interval': metrics.bootstrap(reward),
   }
+
+
+def _scored_mean(reward_NG: np.ndarray, *others_NG: np.ndarray) -> np.ndarray:
+  """Each problem's mean, without those that have no score here or there."""
+  known_N = np.all(
+    [(~np.isnan(x)).any(axis=1) for x in (reward_NG, *others_NG)], axis=0
+  )
+  return np.nanmean(reward_NG[known_N], axis=1)
+
+
+def _mean(values_N: np.ndarray) -> float | None:
+  return float(values_N.mean()) if len(values_N) else None
 
 
 def save(e: Evaluation, path: epath.Path) -> None:

@@ -131,10 +131,12 @@ def _cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
 
 def bootstrap(
   scores_N: np.ndarray, *, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-  """95% confidence interval of the mean of N scores, by resampling them."""
+) -> tuple[float, float] | None:
+  """95% confidence interval of the mean of N scores; None if there are none."""
   rng = np.random.default_rng(seed)
   N = len(scores_N)
+  if not N:
+    return None
   means = [scores_N[rng.integers(N, size=N)].mean() for _ in range(resamples)]
   low, high = np.percentile(means, [2.5, 97.5])
   return float(low), float(high)

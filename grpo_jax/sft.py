@@ -59,4 +59,5 @@ def next_token_loss(
   )
   ids_BT = documents.segment_ids_BT
   predicted_BT = (ids_BT[:, 1:] == ids_BT[:, :-1]) & (ids_BT[:, 1:] > 0)
-  return -jnp.sum(logps_BT * predicted_BT) / jnp.sum(predicted_BT)
+  count = jnp.maximum(jnp.sum(predicted_BT), 1)
+  return -jnp.sum(logps_BT * predicted_BT) / count

@@ -8,17 +8,11 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def environment() -> dict[str, str]:
-  # Compiled programs are shared between the processes of one test run.
-  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR', '')
-  return os.environ | {'JAX_COMPILATION_CACHE_DIR': cache, 'COLUMNS': '100'}
-
-
 def start(*arguments: str) -> subprocess.Popen:
   return subprocess.Popen(
     [sys.executable, *arguments],
     cwd=ROOT,
-    env=environment(),
+    env=os.environ | {'COLUMNS': '100'},
     text=True,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
