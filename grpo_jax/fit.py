@@ -124,17 +124,19 @@ def _loop(
     name, last - first, done - first, s.run.config.log.every
   ) as advance:
     late = None  # Metrics are read a step late: the device never waits.
-    for i in range(done, last):
-      state, news = one_step(state, i)
+    for step in range(done + 1, last + 1):
+      state, news = one_step(state, step - 1)
       if late:
-        advance(i - first, note=_record(s, i, late))
+        advance(step - 1 - first, note=_record(s, step - 1, late))
       late = news
-      if (i + 1) % s.run.config.checkpoint.every == 0:
+      end = step == last or bool(s.stop)
+      if end or step % s.run.config.checkpoint.every == 0:
+        # What a checkpoint has behind it is written down before it.
+        advance(step - first, note=_record(s, step, late))
         checkpoint.save(s.manager, state)
-      if s.stop:
+        late = None
+      if end:
         break
-    advance(i + 1 - first, note=_record(s, i + 1, late))
-  checkpoint.save(s.manager, state)
   return state
 
 
