@@ -35,6 +35,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.checkpoint.every = 25
 
   if arg.smoke:
+    c.model.unroll = False  # Compiles faster.
     c.data.prompts = 2
     c.rollout.update(group_size=2, max_tokens=8)
     c.eval.update(problems=4, samples=1, batch=4)

@@ -124,6 +124,8 @@ def test_three_programs_compute_what_one_does(finished, tmp_path):
   assert timed['time/step'] == pytest.approx(sum(parts))
 
 
+# Orbax warns that it places arrays as they were saved, which is what is wanted.
+@pytest.mark.filterwarnings('ignore:Sharding info not provided')
 @pytest.mark.parametrize(
   'name, after', [('SIGTERM', 'RL: '), ('SIGINT', 'pre-training: ')]
 )
