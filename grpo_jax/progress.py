@@ -28,10 +28,10 @@ def bar(name: str, total: int = 0, done: int = 0, every: float = 5.0):
     yield _lines(name, total, done, every)
     return
   columns = (
-    rich.progress.TextColumn('{task.description:<13}'),
+    rich.progress.TextColumn('{task.description:<12}'),
     rich.progress.BarColumn(bar_width=24),
     rich.progress.MofNCompleteColumn(),
-    rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+    rich.progress.TimeRemainingColumn(compact=True),
     rich.progress.TextColumn('{task.fields[note]}'),
   )
   with rich.progress.Progress(*columns, console=console) as bars:
