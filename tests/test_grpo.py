@@ -67,6 +67,13 @@ def roll(temperature=1.0):
   )()
 
 
+def assert_same_metrics(found, wanted):
+  found, wanted = dict(found), dict(wanted)
+  for numbers in (found, wanted):  # The drift is nothing but rounding.
+    assert numbers.pop('rollout/logp_drift') < 1e-5
+  assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
 @pytest.fixture(scope='module')
 def rolled():
   found = roll()
@@ -175,7 +182,7 @@ def test_microbatches_change_neither_loss_nor_step(rolled, mean):
   for pieces in (2, 4) if mean is aggregate.token_mean else (4,):
     other, theirs = update(state, rolled, mixed(), microbatches=pieces, **knobs)
     assert_same(other.params, one.params)
-    assert theirs == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    assert_same_metrics(theirs, metrics)
 
 
 @pytest.mark.parametrize('knobs', [{}, {'aggregate': aggregate.sequence_mean}])
@@ -189,7 +196,7 @@ def test_the_padding_of_completions_does_not_matter(rolled, knobs):
   narrow, metrics = update(new_state(), rolled, mixed(), **knobs)
   wider, theirs = update(new_state(), padded, mixed(), **knobs)
   assert_same(wider.params, narrow.params)
-  assert theirs == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+  assert_same_metrics(theirs, metrics)
 
 
 def test_the_padding_of_prompts_does_not_matter(rolled):
@@ -200,7 +207,7 @@ def test_the_padding_of_prompts_does_not_matter(rolled):
   narrow, metrics = update(new_state(), rolled, mixed())
   wider, theirs = update(new_state(), padded, mixed())
   assert_same(wider.params, narrow.params)
-  assert theirs == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+  assert_same_metrics(theirs, metrics)
 
 
 @pytest.mark.parametrize('reward', [0.0, 0.1, 1000.1])
