@@ -72,11 +72,10 @@ def spec(
 
 def param_shardings(model, rules, mesh):
   """A NamedSharding for every parameter of a models.Model."""
-  from grpo_jax import models  # models imports this module.
-
-  return models.map_table(
+  return jax.tree.map(
     lambda row: NamedSharding(mesh, spec(row.axes, row.shape, rules, mesh)),
-    model,
+    model.table,
+    is_leaf=lambda node: isinstance(node, tuple),  # A models.Param.
   )
 
 

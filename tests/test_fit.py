@@ -102,6 +102,13 @@ def test_without_a_terminal_a_run_prints_plain_lines(finished):
   assert finished[1].stderr == ''
 
 
+def test_its_curves_can_be_drawn(finished, tmp_path):
+  out = tmp_path / 'curve.png'
+  done = command.run('experiments/plot.py', '--out', str(out), str(finished[0]))
+  assert done.returncode == 0, done.stderr
+  assert out.read_bytes().startswith(b'\x89PNG')
+
+
 def test_a_finished_run_is_left_alone(finished):
   workdir, _ = finished
   before = {x: x.stat().st_mtime_ns for x in workdir.glob('*.jsonl')}

@@ -5,9 +5,9 @@ P prompts, while each of the B = P*G rows has its own. `attend` takes a softmax
 over both without copying the prompt G times: the queries of a group are
 stacked, which makes a matrix product of what would be G matrix-vector ones.
 
-Arrays are heads-first (B, heads, tokens, H): on a CPU that ran the forward
-pass 3.5 times faster than tokens-first einsums. This is the seam where other
-kernels (chunked, splash, cuDNN) go: one function, chosen by name.
+Arrays are heads-first (B, heads, tokens, H), so that every product is one of
+batched matrices as they lie in memory. Another kernel takes the place of
+`attend` here; no model would know.
 
 Keys: P prompts, B rows, N query heads, K key-value heads, R = N / K, T queries,
 L prompt keys, S own keys, H head size, Y layers.
