@@ -13,10 +13,9 @@ import json
 from typing import Any
 
 from etils import epath
-import jax
 import numpy as np
 
-from grpo_jax import metrics
+from grpo_jax import metrics, process, sharding
 from grpo_jax.types import Params, Prompts, Rewards, Rollout
 
 PARTS = {'answer': 0.0, 'format': 0.0}  # Scored even if training does not.
@@ -38,21 +37,21 @@ def evaluate(
   sample: Callable[..., tuple[Rollout, Rewards]],
   params: Params,
   batches: Sequence[tuple[Prompts, int]],
-  key: jax.Array,
+  seed: int,
   decode: Callable[[Sequence[int]], str],
 ) -> Evaluation:
   """Samples and scores.
 
   Args:
-    sample: (params, prompts, key) -> (rollout, rewards), compiled.
+    sample: (params, prompts, seed) -> (rollout, rewards), compiled.
     params: the policy's parameters.
     batches: prompts, and how many of them count: the rest is padding.
-    key: of the noise.
+    seed: of the noise.
     decode: token ids to text.
   """
   columns, texts = [], []
   for prompts, count in batches:
-    rollout, rewards = jax.device_get(sample(params, prompts, key))
+    rollout, rewards = sharding.to_host(sample(params, prompts, seed))
     columns.append(
       [
         x[:count]
@@ -128,9 +127,7 @@ def save(e: Evaluation, path: epath.Path) -> None:
     name: value if name == 'texts' else value.tolist()
     for name, value in fields.items()
   }
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(fields))
-  partial.rename(path)
+  process.write(path, json.dumps(fields))
 
 
 def load(path: epath.Path) -> Evaluation:

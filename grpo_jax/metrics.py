@@ -7,11 +7,11 @@ TensorBoard. Names are `group/quantity`, in whole words.
 Dimension key: P prompts, G completions each, T completion length.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import json
 import math
 import time
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from etils import epath
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorboardX
 
+from grpo_jax import process
 from grpo_jax.types import Rewards, Rollout
 
 Metrics = dict[str, jax.Array]
@@ -59,16 +60,36 @@ class Writer:
   Lines after that step are cut: a run that goes on writes them again.
   """
 
-  def __init__(self, workdir: epath.Path, step: int, begun: float):
-    """`begun` is the time.monotonic() at which this session began."""
-    self._step, self._begun, self._last = step, begun, time.monotonic()
+  def __init__(
+    self,
+    workdir: epath.Path | None,
+    step: int,
+    begun: float,
+    measure: Callable[[dict[str, float]], dict[str, float]] = lambda _: {},
+  ):
+    """Opens the files.
+
+    Args:
+      workdir: where they are; None keeps the clock and writes nothing, for
+        processes that are not the lead.
+      step: the last that was done.
+      begun: the time.monotonic() at which this session began.
+      measure: what else to say of an RL step, from its numbers so far.
+    """
+    self._measure = measure
+    self._begun, self._last = begun, time.monotonic()
+    self._earlier, self._files = 0.0, None
+    if workdir is None:
+      return
     lines = _cut(workdir / 'metrics.jsonl', step)
     self._earlier = lines[-1]['time/elapsed'] if lines else 0.0
     _cut(workdir / 'completions.jsonl', step)
-    self._metrics = (workdir / 'metrics.jsonl').open('a')
-    self._completions = (workdir / 'completions.jsonl').open('a')
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=step + 1
+    self._files = _Files(
+      (workdir / 'metrics.jsonl').open('a'),
+      (workdir / 'completions.jsonl').open('a'),
+      tensorboardX.SummaryWriter(
+        str(workdir / 'tensorboard'), purge_step=step + 1
+      ),
     )
 
   def tick(self) -> None:
@@ -96,27 +117,71 @@ class Writer:
       tokens = numbers['rollout/length'] * rollout.lengths_PG.size
       rate = tokens / numbers['time/step']
       numbers['time/tokens_per_second'] = rate
-    finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-    self._metrics.write(json.dumps({'step': step} | finite) + '\n')
-    self._metrics.flush()
-    for name, value in numbers.items():
-      self._board.add_scalar(name, value, step)
+      numbers |= self._measure(numbers)
+    if self._files:
+      finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+      self._files.metrics.write(json.dumps({'step': step} | finite) + '\n')
+      self._files.metrics.flush()
+      for name, value in numbers.items():
+        self._files.board.add_scalar(name, value, step)
     return numbers
 
   def completions(self, rows: Iterable[dict[str, Any]]) -> None:
-    for row in rows:
-      self._completions.write(json.dumps(row, ensure_ascii=False) + '\n')
-    self._completions.flush()
+    if self._files:
+      for row in rows:
+        line = json.dumps(row, ensure_ascii=False)
+        self._files.completions.write(line + '\n')
+      self._files.completions.flush()
+
+  def flush(self) -> None:
+    """What was written so far outlives this process."""
+    if self._files:
+      self._files.board.flush()
 
   def close(self) -> None:
-    for file in (self._metrics, self._completions, self._board):
+    for file in self._files or ():
       file.close()
+
+
+class _Files(NamedTuple):
+  metrics: IO[str]
+  completions: IO[str]
+  board: tensorboardX.SummaryWriter
+
+
+class Trace:
+  """A profiler trace of the third to the fifth step of a session.
+
+  To be looked at with `tensorboard --logdir` or ui.perfetto.dev.
+  """
+
+  def __init__(self, folder: epath.Path | None, steps: int):
+    """Without a folder it records nothing; of few steps, the last."""
+    self._folder, self._begun, self._on = folder, 0, False
+    self._first = min(3, steps)
+
+  def before_step(self, state: Any) -> None:
+    """`state` is what the step will be given."""
+    self._begun += 1
+    if self._folder is not None and self._begun == self._first:
+      jax.block_until_ready(state)
+      jax.profiler.start_trace(str(self._folder))
+      self._on = True
+    if self._begun == self._first + 3:
+      self.close(state)
+
+  def close(self, state: Any) -> None:
+    if self._on:
+      jax.block_until_ready(state)
+      jax.profiler.stop_trace()
+      self._on = False
 
 
 def _cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
   """Drops the lines after a step, and a last one that was not finished."""
   kept = []
-  for line in path.read_text().splitlines() if path.exists() else []:
+  # Not splitlines(): text that a model wrote may hold U+2028 and the like.
+  for line in path.read_text().split('\n')[:-1] if path.exists() else []:
     try:
       row = json.loads(line)
     except json.JSONDecodeError:
@@ -125,7 +190,7 @@ def _cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
       kept.append(row)
   if path.exists():
     lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in kept]
-    path.write_text(''.join(lines))
+    process.write(path, ''.join(lines))
   return kept
 
 

@@ -17,3 +17,9 @@ from grpo_jax import process  # noqa: E402
 
 process.keep_memory()
 jax.config.update('jax_num_cpu_devices', 8)
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    '--kills', type=int, default=5, help='how often test_resume kills a run'
+  )

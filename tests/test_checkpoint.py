@@ -1,5 +1,7 @@
 """A checkpoint gives back every bit, and a workdir belongs to one config."""
 
+import math
+
 from etils import epath
 import jax
 import jax.numpy as jnp
@@ -146,6 +148,203 @@ def test_a_half_written_checkpoint_is_no_checkpoint(manager, folder):
   again.close()
 
 
+def save_all(folder, scores, keep=2, best='reward/mean'):
+  """Steps 1, 2, ..., each in a session of its own; returns what stays."""
+  for step, score in enumerate(scores, 1):
+    manager = checkpoint.open_manager(folder, keep, best)
+    metrics = None if score is None else {best: score}
+    checkpoint.save(manager, new_state(step), metrics)
+    manager.close()
+  return sorted(int(x.name) for x in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+  'scores, stay',
+  [
+    ([0.1, 0.9, 0.2, 0.3, 0.4], [2, 4, 5]),
+    ([0.1, 0.2, 0.9, 0.3, 0.4], [3, 4, 5]),
+    ([0.1, 0.2, 0.3, 0.4, 0.5], [4, 5]),
+    ([0.5, 0.5, 0.4, 0.4, 0.4], [2, 4, 5]),  # The later one of equals.
+    ([-3.0, -2.0, -1.0, -5.0, -4.0], [3, 4, 5]),
+    # Pre-training has no rewards, and a run may have no scored completion.
+    ([None, None, None, None, None], [4, 5]),
+    ([None, None, 0.0, None, None, None], [3, 5, 6]),
+    ([0.1, 0.2, math.nan, 0.0, 0.0], [2, 4, 5]),
+    ([math.inf, 0.2, 0.1, 0.0, 0.0], [2, 4, 5]),
+    ([math.nan, math.nan, math.nan, math.nan], [3, 4]),
+  ],
+)
+def test_the_best_stays_beside_the_newest_whatever_sessions_there_are(
+  scores, stay, folder, caplog
+):
+  assert save_all(folder, scores) == stay
+  # Orbax would warn of each step without metrics.
+  assert [x for x in caplog.messages if 'metric' in x] == []
+
+
+def test_the_best_of_one_session_stays(folder):
+  manager = checkpoint.open_manager(folder, keep=1, best='reward/mean')
+  for step, score in enumerate([None, 0.1, 0.9, 0.2, 0.3], 1):
+    metrics = None if score is None else {'reward/mean': score}
+    checkpoint.save(manager, new_state(step), metrics)
+  manager.wait_until_finished()
+  assert manager.all_steps() == [3, 5]
+  assert_equal(
+    checkpoint.restore(manager, 3, template_of(new_state(3))), new_state(3)
+  )
+  manager.close()
+
+
+def test_without_a_name_no_best_one_stays(folder):
+  assert save_all(folder, [0.9, 0.1, 0.2, 0.3], best='') == [3, 4]
+
+
+def test_damaged_metrics_cost_a_checkpoint_its_rank_and_nothing_else(
+  folder, capsys
+):
+  save_all(folder, [0.9, 0.1])
+  (folder / '1' / 'metrics' / 'metrics').write_text('{"reward/me')
+  manager = checkpoint.open_manager(folder, 2, 'reward/mean')
+  assert '1/metrics/metrics cannot be read' in capsys.readouterr().out
+  assert_equal(
+    checkpoint.restore(manager, 1, template_of(new_state(1))), new_state(1)
+  )
+  manager.close()
+  assert save_all(folder, [None, None, 0.2, 0.3]) == [3, 4]
+
+
+def data_file(folder):
+  """The largest: here it holds all arrays."""
+  found = (x for x in (folder / 'default' / 'd').iterdir())
+  return max(found, key=lambda x: x.stat().length)
+
+
+def cut_short(path):
+  path.write_bytes(path.read_bytes()[: path.stat().length // 2])
+
+
+def spoil(path):
+  path.write_bytes(bytes(path.stat().length))
+
+
+def empty(folder):
+  folder.rmtree()
+  folder.mkdir()
+
+
+DAMAGES = {
+  'data cut short': lambda x: cut_short(data_file(x)),
+  'data gone': lambda x: data_file(x).unlink(),
+  'data zeroed': lambda x: spoil(data_file(x)),
+  'index cut short': lambda x: cut_short(x / 'default' / 'manifest.ocdbt'),
+  'index gone': lambda x: (x / 'default' / 'manifest.ocdbt').unlink(),
+  'names cut short': lambda x: cut_short(x / 'default' / '_METADATA'),
+  'names gone': lambda x: (x / 'default' / '_METADATA').unlink(),
+  'arrays gone': lambda x: (x / 'default').rmtree(),
+  'emptied': empty,
+}
+
+# Reading stops at the first error; what else was on its way has no reader.
+unread = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+
+
+@unread
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_an_unreadable_newest_falls_back_to_the_one_before(
+  damage, folder, capsys
+):
+  save_all(folder, [0.1, 0.2, 0.3], keep=3)
+  DAMAGES[damage](folder / '3')
+  manager = checkpoint.open_manager(folder, 3, 'reward/mean')
+  found = checkpoint.restore_newest(
+    manager, lambda i: template_of(new_state(i))
+  )
+  assert_equal(found, new_state(2))
+  said = capsys.readouterr().out.splitlines()
+  assert said[0].startswith('the checkpoint of step 3 cannot be read: ')
+  assert said[1:] == [
+    f'it is kept as {folder / "3.unreadable"}',
+    'going on from step 2',
+  ]
+
+  # The run comes to that step once more, and to the next.
+  for step in (3, 4):
+    checkpoint.save(manager, new_state(step), {'reward/mean': 0.0})
+  manager.close()
+  kept = {x.name for x in folder.iterdir()}
+  assert kept == {'2', '3', '4', '3.unreadable'}
+  again = reopened(folder)
+  found = checkpoint.restore_newest(again, lambda i: template_of(new_state(i)))
+  assert_equal(found, new_state(4))
+  assert_equal(
+    checkpoint.restore(again, 3, template_of(new_state(3))), new_state(3)
+  )
+  again.close()
+
+
+@unread
+def test_as_many_as_are_unreadable_are_gone_back(folder, capsys):
+  save_all(folder, [0.9, 0.1, 0.2])  # The best one is the last resort.
+  for damage, step in (('emptied', '3'), ('data gone', '2')):
+    DAMAGES[damage](folder / step)
+  manager = checkpoint.open_manager(folder, 2, 'reward/mean')
+  found = checkpoint.restore_newest(
+    manager, lambda i: template_of(new_state(i))
+  )
+  assert_equal(found, new_state(1))
+  assert manager.all_steps() == [1]
+  manager.close()
+  assert 'going on from step 1' in capsys.readouterr().out
+
+
+@unread
+def test_a_step_can_be_unreadable_twice(folder):
+  save_all(folder, [0.1, 0.2])
+  for _ in range(3):
+    DAMAGES['emptied'](folder / '2')
+    manager = checkpoint.open_manager(folder, 2, 'reward/mean')
+    checkpoint.restore_newest(manager, lambda i: template_of(new_state(i)))
+    checkpoint.save(manager, new_state(2))
+    manager.close()
+  assert {x.name for x in folder.iterdir()} == {
+    '1',
+    '2',
+    '2.unreadable',
+    '2.unreadable.2',
+    '2.unreadable.3',
+  }
+
+
+@unread
+def test_where_none_can_be_read_nothing_is_moved(folder):
+  save_all(folder, [0.1, 0.2])
+  DAMAGES['emptied'](folder / '1')
+  DAMAGES['names gone'](folder / '2')
+  manager = checkpoint.open_manager(folder, 2, 'reward/mean')
+  with pytest.raises(ValueError, match='none of the checkpoints in .* can be'):
+    checkpoint.restore_newest(manager, lambda i: template_of(new_state(i)))
+  manager.close()
+  assert {x.name for x in folder.iterdir()} == {'1', '2'}
+
+
+def test_another_state_than_the_one_that_was_saved_is_not_read(folder):
+  save_all(folder, [0.1])
+  other = new_state().replace(params={'embed': jnp.zeros((8, 5))})
+  manager = checkpoint.open_manager(folder, 2)
+  with pytest.raises(ValueError, match='none of the checkpoints'):
+    checkpoint.restore_newest(manager, lambda i: template_of(other))
+  manager.close()
+
+
+def test_where_there_are_none_the_run_begins(folder, capsys):
+  manager = checkpoint.open_manager(folder, 2)
+  assert checkpoint.restore_newest(manager, lambda i: None) is None
+  manager.close()
+  assert capsys.readouterr().out == ''
+
+
 @pytest.fixture
 def workdir(tmp_path):
   return epath.Path(tmp_path) / 'run'
@@ -201,6 +400,26 @@ def test_a_key_that_only_one_of_them_has_is_a_difference(workdir):
   c.reward = config.ConfigDict({'answer': 1.0})
   with pytest.raises(ValueError, match='reward.format is 0.1 there'):
     checkpoint.claim(workdir, c)
+
+
+def test_a_run_that_was_killed_before_it_had_a_config_goes_on(workdir):
+  for name in ('data', 'tokenizer.model', 'config.json.partial'):
+    (workdir / name).mkdir(parents=True)
+  checkpoint.claim(workdir, config.default())
+
+
+def test_a_workdir_may_be_given_back_until_it_holds_checkpoints(workdir):
+  checkpoint.record(workdir, config.default())
+  checkpoint.disown(workdir)
+  checkpoint.disown(workdir)
+  c = config.default()
+  c.seed = 1
+  checkpoint.claim(workdir, c)
+  checkpoint.record(workdir, c)
+  (workdir / 'checkpoints').mkdir()
+  checkpoint.disown(workdir)
+  with pytest.raises(ValueError, match='seed is 1 there and 0 here'):
+    checkpoint.claim(workdir, config.default())
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(workdir):

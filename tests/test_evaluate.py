@@ -4,7 +4,6 @@ import json
 import types as python_types
 
 from etils import epath
-import jax
 import numpy as np
 import pytest
 
@@ -85,7 +84,7 @@ def test_every_problem_counts_once_and_padding_does_not(
   batches = build.eval_batches(run_of(heldout, problems, batch))
   assert [count for _, count in batches] == sizes
   assert len({prompts.tokens_PL.shape for prompts, _ in batches}) == 1
-  result = evaluate.evaluate(fake_sample, None, batches, jax.random.key(0), str)
+  result = evaluate.evaluate(fake_sample, None, batches, 0, str)
   count = min(problems, heldout)
   expected_NG = np.repeat(np.arange(count)[:, None], G, axis=1)
   np.testing.assert_array_equal(result.reward_NG, expected_NG)

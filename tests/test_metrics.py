@@ -143,6 +143,55 @@ def test_lines_after_the_step_to_go_on_from_are_cut(workdir):
   assert rows[0]['text'] == '√ é' and rows[-1]['text'] == 'new'
 
 
+def test_a_cut_that_is_interrupted_leaves_the_whole_file(workdir, monkeypatch):
+  path = workdir / 'completions.jsonl'
+  text = '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+  path.write_text(text)
+
+  def killed(self, target):
+    assert target == path and self != path
+    assert self.read_text() == '{"step": 1}\n'  # All that would have stayed.
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(type(path), 'replace', killed)
+    with pytest.raises(KeyboardInterrupt):
+      metrics.Writer(workdir, step=1, begun=0.0)
+  assert path.read_text() == text
+  metrics.Writer(workdir, step=2, begun=0.0).close()
+  assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+  assert not list(workdir.glob('*.partial'))
+
+
+def test_whatever_a_model_writes_survives_a_cut(workdir):
+  # Line breaks to Python's splitlines(), but not to JSON.
+  texts = ['a\u2028b', 'a\u2029b', 'a\x85b', 'a\x0bb\x0cc\x1cd', 'a\r\nb\n']
+  texts += ['\x00', '\ufffd', '"\\', '√ 😀', '']
+  writer = metrics.Writer(workdir, step=0, begun=0.0)
+  writer.completions([{'step': 1, 'text': x} for x in texts])
+  writer.completions([{'step': 2, 'text': 'of a step that was lost'}])
+  writer.close()
+  before = (workdir / 'completions.jsonl').read_bytes()
+  metrics.Writer(workdir, step=1, begun=0.0).close()
+  after = (workdir / 'completions.jsonl').read_bytes()
+  assert before.startswith(after)
+  rows = [json.loads(line) for line in after.split(b'\n')[:-1]]
+  assert [row['text'] for row in rows] == texts
+
+
+def test_numbers_survive_a_cut_to_the_last_bit(workdir):
+  rng = np.random.default_rng(0)
+  writer = metrics.Writer(workdir, step=0, begun=0.0)
+  for step in (1, 2):
+    values = rng.normal(size=50) * 10.0 ** rng.integers(-30, 30, 50)
+    numbers = {f'x/{i}': jnp.float32(x) for i, x in enumerate(values)}
+    writer.step(step, numbers)
+  writer.close()
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  metrics.Writer(workdir, step=2, begun=0.0).close()
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
 def test_the_time_of_all_sessions_is_added_up(workdir):
   line = {'step': 7, 'time/elapsed': 1000.0}
   (workdir / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
