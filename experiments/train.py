@@ -4,6 +4,8 @@
       --workdir runs/quickstart
 
 Started again with the same command, a run goes on from its last checkpoint.
+Many hosts run it at the same time, each with this command; where no cluster
+says who they are, with --coordinator, --processes and --process besides.
 """
 
 from absl import flags
@@ -16,10 +18,21 @@ from grpo_jax import command, fit  # noqa: E402
 
 _CONFIG = command.config_flag()
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
+_PROFILE = flags.DEFINE_bool(
+  'profile', False, 'Write a trace of three RL steps to <workdir>/profile.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'host:port on which the first process listens.'
+)
+_PROCESSES = flags.DEFINE_integer(
+  'processes', None, 'How many there are; 1 looks for no others.'
+)
+_PROCESS = flags.DEFINE_integer('process', None, 'Which this is, from 0.')
 
 
 def main():
-  fit.fit(_CONFIG.value.lock(), _WORKDIR.value)
+  process.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  fit.fit(_CONFIG.value.lock(), _WORKDIR.value, _PROFILE.value)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,10 @@ import runpy
 import sys
 
 from absl import app, flags, logging
+import jax
 from ml_collections import ConfigDict, config_flags
+
+from grpo_jax import process
 
 
 def config_flag() -> flags.FlagHolder:
@@ -30,6 +33,10 @@ def run(main: Callable[[], None]) -> None:
       main()
     except (ValueError, FileNotFoundError) as e:
       _fail(str(e))
+    except (Exception, KeyboardInterrupt) as e:
+      if jax.distributed.is_initialized() and jax.process_count() > 1:
+        process.leave(e)
+      raise
 
   app.run(checked, flags_parser=_parse)
 

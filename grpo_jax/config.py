@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 
+import jax
 from ml_collections import ConfigDict
 
 from grpo_jax import advantages, datasets, models, optim, rewards
@@ -93,6 +94,8 @@ def default() -> ConfigDict:
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 100  # Steps, of pre-training and RL alike.
   c.checkpoint.keep = 2  # Newest ones that stay on disk.
+  c.checkpoint.best = 'reward/mean'  # Metric whose greatest value keeps one
+  # more, of RL; '' keeps none.
   return c
 
 
@@ -175,6 +178,8 @@ def check(c: ConfigDict) -> None:
     if value < 0:
       raise ValueError(f'{name}={value} must not be below 0')
   _check_choice('model.dtype', c.model.dtype, _DTYPES)
+  if c.model.dtype == 'float64' and not jax.config.jax_enable_x64:
+    raise ValueError('model.dtype=float64 needs JAX_ENABLE_X64=1 in the shell')
   if not c.rollout.temperature > 0:
     raise ValueError(
       f'rollout.temperature={c.rollout.temperature} must be above 0: greedy '
@@ -214,7 +219,7 @@ def check(c: ConfigDict) -> None:
     )
 
 
-_DTYPES = ('float32', 'bfloat16')
+_DTYPES = ('float32', 'bfloat16', 'float64')  # The last to study rounding.
 _CHOICES = {
   'advantage': advantages,
   'loss': policy,

@@ -6,8 +6,9 @@ A run lives in its workdir alone: started again with the same command it goes on
 from its last checkpoint. README says what it leaves there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import itertools
 import json
 import time
@@ -21,10 +22,12 @@ import orbax.checkpoint as ocp
 from grpo_jax import (
   build,
   checkpoint,
+  counts,
   evaluate,
   metrics,
   process,
   progress,
+  sharding,
   train,
 )
 from grpo_jax.types import Rewards, Rollout, TrainState
@@ -41,10 +44,21 @@ class Session:
   manager: ocp.CheckpointManager
   writer: metrics.Writer
   stop: process.Stop
+  trace: metrics.Trace
 
 
-def fit(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
+def fit(
+  config: ConfigDict, workdir: str, profile: bool = False
+) -> dict[str, Any] | None:
   """Carries a run out, from wherever it stands.
+
+  One of many processes (process.join) does its part: all of them call this
+  with the same arguments, and the lead alone prints and writes.
+
+  Args:
+    config: what to do; see config.py.
+    workdir: the folder of the run, which all processes see.
+    profile: writes a trace of some RL steps to <workdir>/profile.
 
   Returns:
     what summary.json holds; None if a signal stopped the run before its end.
@@ -53,6 +67,11 @@ def fit(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
     ValueError, FileNotFoundError: in one line, before anything is compiled.
   """
   begun = time.monotonic()
+  progress.console.quiet = not process.is_lead()
+  if jax.process_count() > 1:
+    progress.say(
+      f'{jax.process_count()} processes, {jax.device_count()} devices'
+    )
   with process.stop_on_signal() as stop:
     run = build.build(config, workdir)
     if (run.workdir / 'summary.json').exists():
@@ -61,26 +80,49 @@ def fit(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
     with jax.set_mesh(run.mesh):
       with progress.doing('compile'):
         steps = train.compile_steps(run)
-      folder = run.workdir / 'checkpoints'
-      manager = checkpoint.open_manager(folder, config.checkpoint.keep)
+        process.wait('compiled')  # A collective would not wait as long.
+      _check_best(run, steps.metrics)
+      manager = checkpoint.open_manager(
+        run.workdir / 'checkpoints',
+        config.checkpoint.keep,
+        config.checkpoint.best,
+      )
       state = resume(run, manager)
-      writer = metrics.Writer(run.workdir, int(state.step), begun)
+      folder = run.workdir if process.is_lead() else None
+      writer = metrics.Writer(
+        folder, int(state.step), begun, functools.partial(_utilisation, run)
+      )
       try:
-        return _carry_out(Session(run, steps, manager, writer, stop), state)
+        left = config.pretrain.steps + config.steps - int(state.step)
+        trace = metrics.Trace(
+          run.workdir / 'profile' if profile else None, min(left, config.steps)
+        )
+        session = Session(run, steps, manager, writer, stop, trace)
+        summary = _carry_out(session, state)
+        manager.close()  # Waits for the last checkpoint, and for the others.
+        return summary
       finally:
         writer.close()
-        manager.close()
 
 
 def resume(run: build.Run, manager: ocp.CheckpointManager) -> TrainState:
   """The newest checkpoint, or the start."""
-  step = manager.latest_step()
-  if step is None:
-    return train.start(run)
-  progress.say(f'going on from step {step}')
   first, rl = build.templates(run)
-  before_rl = step <= run.config.pretrain.steps
-  return checkpoint.restore(manager, step, first if before_rl else rl)
+  begin = run.config.pretrain.steps
+  state = checkpoint.restore_newest(
+    manager, lambda step: first if step <= begin else rl
+  )
+  return train.start(run) if state is None else state
+
+
+def _check_best(run: build.Run, known: Sequence[str]) -> None:
+  name = run.config.checkpoint.best
+  if name and name not in known:
+    if process.is_lead():  # Or the workdir would refuse the right name.
+      checkpoint.disown(run.workdir)
+    raise ValueError(
+      f'checkpoint.best={name!r} is not a metric; there are {", ".join(known)}'
+    )
 
 
 def _carry_out(s: Session, state: TrainState) -> dict[str, Any] | None:
@@ -92,18 +134,22 @@ def _carry_out(s: Session, state: TrainState) -> dict[str, Any] | None:
     return state, (None, None, numbers)
 
   def improve(state, i):
+    s.trace.before_step(state)
     return s.steps.iterate(state, build.train_batch(run, i - begin))
 
-  state = _loop(s, 'pre-training', pretrain, state, 0, begin)
-  if s.stop:
+  state, stopped = _loop(s, 'pre-training', pretrain, state, 0, begin)
+  if stopped:
     return _stopped(s, state)
   _evaluate(s, 'before', state)
   if int(state.step) == begin:
     state = s.steps.start_rl(state)
-  state = _loop(s, 'RL', improve, state, begin, end)
-  if s.stop:
+  state, stopped = _loop(s, 'RL', improve, state, begin, end)
+  s.trace.close(state)
+  if stopped:
     return _stopped(s, state)
   _evaluate(s, 'after', state)
+  # A summary says that all is done: the last checkpoint has to be there.
+  s.manager.wait_until_finished()
   return _conclude(run, s.writer.elapsed())
 
 
@@ -114,45 +160,73 @@ def _loop(
   state: TrainState,
   first: int,
   last: int,
-) -> TrainState:
-  """Steps first to last, or what is left of them; saves at the end."""
+) -> tuple[TrainState, bool]:
+  """Steps first to last, or what is left of them; saves at the end.
+
+  Returns the state, and whether the run was asked to stop.
+  """
   done = int(state.step)
   if done >= last:
-    return state
+    return state, False
   s.writer.tick()
   with progress.bar(
     name, last - first, done - first, s.run.config.log.every
   ) as advance:
     late = None  # Metrics are read a step late: the device never waits.
     for step in range(done + 1, last + 1):
+      asked = s.steps.any_process(s.stop)
       state, news = one_step(state, step - 1)
       if late:
-        advance(step - 1 - first, note=_record(s, step - 1, late))
+        _, note = _record(s, step - 1, late)
+        advance(step - 1 - first, note=note)
       late = news
-      end = step == last or bool(s.stop)
+      end = step == last or bool(asked)
       if end or step % s.run.config.checkpoint.every == 0:
         # What a checkpoint has behind it is written down before it.
-        advance(step - first, note=_record(s, step, late))
-        checkpoint.save(s.manager, state)
+        numbers, note = _record(s, step, late)
+        advance(step - first, note=note)
+        s.writer.flush()
+        best = s.run.config.checkpoint.best
+        score = {best: numbers[best]} if best in numbers else None
+        checkpoint.save(s.manager, state, score)
         late = None
       if end:
         break
-  return state
+  return state, bool(asked)
 
 
-def _record(s: Session, step: int, news: News) -> str:
-  """Writes a step down; returns its line for the progress bar."""
+def _record(s: Session, step: int, news: News) -> tuple[dict, str]:
+  """Writes a step down; returns its numbers, and a line for the bar."""
   rollout, rewards, numbers = news
   numbers = s.writer.step(step, numbers, rollout)
   if rollout is None:
-    return f'loss {numbers["loss"]:.3f}  {numbers["time/step"]:.2f} s/step'
+    note = f'loss {numbers["loss"]:.3f}  {numbers["time/step"]:.2f} s/step'
+    return numbers, note
   if step % s.run.config.log.completions_every == 0:
+    rollout, rewards = sharding.to_host((rollout, rewards))
     s.writer.completions(_completions(s.run, step, rollout, rewards))
-  return (
+  note = (
     f'reward {numbers["reward/mean"]:.2f}  '
     f'length {numbers["rollout/length"]:.0f}  '
     f'{numbers["time/step"]:.2f} s/step  '
     f'{numbers["time/tokens_per_second"]:,.0f} tokens/s'
+  )
+  return numbers, note
+
+
+def _utilisation(run: build.Run, numbers: dict[str, float]) -> dict[str, float]:
+  """MFU and memory, where the backend tells."""
+  c = run.config
+  return counts.utilisation(
+    run.model,
+    run.mesh.devices.flatten(),
+    numbers,
+    dtype=c.model.dtype,
+    seconds=numbers['time/step'],
+    prompts=c.data.prompts,
+    group_size=c.rollout.group_size,
+    reference=bool(c.kl.coef),
+    passes=c.updates.passes,
   )
 
 
@@ -160,9 +234,6 @@ def _completions(run, step: int, rollout: Rollout, rewards: Rewards):
   """Rows for completions.jsonl: the groups of the step's first prompts."""
   c = run.config
   advantages_PG = build.choose('advantage', c)(rewards.total_PG)
-  rollout, rewards, advantages_PG = jax.device_get(
-    (rollout, rewards, advantages_PG)
-  )
   examples = build.train_examples(run, step - 1 - c.pretrain.steps)
   for p, example in enumerate(examples[: c.log.prompts]):
     for g in range(c.rollout.group_size):
@@ -192,11 +263,13 @@ def _evaluate(s: Session, name: str, state: TrainState) -> None:
       s.steps.sample,
       state.params,
       build.eval_batches(s.run),
-      jax.random.key(s.run.config.seed + 1),  # Not the dice of training.
+      s.run.config.seed + 1,  # Not the dice of training.
       s.run.tokenizer.decode,
     )
-  path.parent.mkdir(exist_ok=True)
-  evaluate.save(result, path)
+  if process.is_lead():
+    path.parent.mkdir(exist_ok=True)
+    evaluate.save(result, path)
+  process.wait(name)
 
 
 def _evaluation(run: build.Run, name: str) -> epath.Path:
@@ -204,6 +277,7 @@ def _evaluation(run: build.Run, name: str) -> epath.Path:
 
 
 def _stopped(s: Session, state: TrainState) -> None:
+  s.manager.wait_until_finished()
   progress.say(
     f'stopped and saved at step {int(state.step)}: the same command goes on '
     'from here'
@@ -223,7 +297,8 @@ def _conclude(run: build.Run, seconds: float | None = None) -> dict[str, Any]:
     for name, value in evaluate.summarize(result).items():
       summary[f'{name}_{when}'] = value
   summary |= evaluate.gain(before, after)
-  path.write_text(json.dumps(summary, indent=2) + '\n')
+  if process.is_lead():
+    process.write(path, json.dumps(summary, indent=2) + '\n')
 
   progress.before_and_after(summary)
   shown = zip(build.heldout(run), after.texts, after.correct_NG, strict=True)

@@ -11,9 +11,14 @@ import rich.progress
 import rich.table
 import rich.text
 
-# Wide enough for tables where there is no terminal to ask.
+# Wide enough for tables where there is no terminal to ask. A notebook is none,
+# though it asks for colours: there a bar would be hundreds of lines.
+_TERMINAL = sys.stdout.isatty()
 console = rich.console.Console(
-  highlight=False, width=None if sys.stdout.isatty() else 100
+  highlight=False,
+  width=None if _TERMINAL else 100,
+  force_terminal=_TERMINAL,
+  force_jupyter=False,
 )
 
 

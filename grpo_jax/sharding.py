@@ -7,10 +7,11 @@ a decode loop would gather them again for every token. Changing parallelism
 means changing a table here, or `c.mesh`; no model or algorithm knows of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -28,12 +29,15 @@ TRAIN = {
 ROLLOUT = TRAIN | {'embed': ()}
 
 
-def make_mesh(sizes: Mapping[str, int]) -> jax.sharding.Mesh:
+def make_mesh(
+  sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
   """A mesh over all devices; one size may be -1 and takes what is left.
 
+  `devices` may be others than those of this machine, to compile for them.
   Raises ValueError if the sizes do not multiply to the number of devices.
   """
-  have = jax.device_count()
+  have = jax.device_count() if devices is None else len(devices)
   known = max(math.prod(n for n in sizes.values() if n != -1), 1)
   free = [name for name, n in sizes.items() if n == -1]
   bad = {name: n for name, n in sizes.items() if n < 1 and n != -1}
@@ -47,6 +51,7 @@ def make_mesh(sizes: Mapping[str, int]) -> jax.sharding.Mesh:
     tuple(shape[name] for name in AXES),
     AXES,
     axis_types=(AxisType.Auto,) * len(AXES),
+    devices=devices,
   )
 
 
@@ -113,6 +118,31 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, TRAIN, mesh))
 
 
-def put_batch(tree, mesh: jax.sharding.Mesh):
-  """Host arrays, the same on every process, to their places on the mesh."""
-  return jax.device_put(jax.tree.map(np.asarray, tree), batch_sharding(mesh))
+def put(tree, shardings):
+  """Host arrays, the same on every process, to their places on a mesh.
+
+  `shardings` is one for all, or a tree of them. Each process copies only what
+  its own devices hold.
+  """
+
+  def place(x, where):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, lambda at: x[at])
+
+  if isinstance(shardings, jax.sharding.Sharding):
+    return jax.tree.map(lambda x: place(x, shardings), tree)
+  return jax.tree.map(place, tree, shardings)
+
+
+def put_own(value, mesh: jax.sharding.Mesh) -> jax.Array:
+  """One number a device, each process's own on its devices."""
+  where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+  one = np.array([value])
+  return jax.make_array_from_callback((mesh.size,), where, lambda _: one)
+
+
+def to_host(tree):
+  """Whole arrays in host memory, on every process; all must call it."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)

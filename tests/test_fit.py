@@ -2,12 +2,16 @@
 
 import json
 import signal
+from unittest import mock
 
 import command
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+from grpo_jax import fit
 
 SMOKE = 'quickstart.py:smoke'
 
@@ -118,6 +122,16 @@ def test_a_finished_run_is_left_alone(finished):
   assert {x: x.stat().st_mtime_ns for x in workdir.glob('*.jsonl')} == before
 
 
+def test_a_profile_holds_the_operations_of_the_last_of_few_steps(tmp_path):
+  flags = ('--profile', '--config.steps=1', '--config.pretrain.steps=2')
+  done = command.run(*command.train(SMOKE, tmp_path / 'run', *flags))
+  assert done.returncode == 0, done.stderr
+  (path,) = (tmp_path / 'run' / 'profile').glob('**/*.xplane.pb')
+  planes = jax.profiler.ProfileData.from_file(str(path)).planes
+  events = {e.name for p in planes for line in p.lines for e in line.events}
+  assert any('jit(iterate)' in name or 'dot' in name for name in events)
+
+
 def test_three_programs_compute_what_one_does(finished, tmp_path):
   apart = tmp_path / 'apart'
   done = command.run(*command.train(SMOKE, apart, '--config.fuse=False'))
@@ -161,3 +175,44 @@ def test_a_stopped_run_goes_on_with_the_same_command(tmp_path, name, after):
   assert_equal_states(
     last_state(tmp_path / 'parts'), last_state(tmp_path / 'whole')
   )
+
+
+def test_an_unknown_metric_is_refused_before_anything_trains(tmp_path):
+  workdir = tmp_path / 'run'
+  flag = '--config.checkpoint.best=reward/men'
+  done = command.run(*command.train(SMOKE, workdir, flag))
+  assert done.returncode == 1
+  [line] = done.stderr.splitlines()
+  assert line.startswith("error: checkpoint.best='reward/men' is not a metric")
+  assert 'reward/mean' in line
+  # With the right name the workdir will do: it has no config yet.
+  assert {x.name for x in workdir.iterdir()} == {'data', 'tokenizer.model'}
+
+
+def test_a_run_says_that_it_ended_when_its_last_checkpoint_is_there(
+  monkeypatch,
+):
+  events = []
+
+  class Manager:
+    def wait_until_finished(self):
+      events.append('saved')
+
+  monkeypatch.setattr(fit, '_evaluate', lambda *args: None)
+  monkeypatch.setattr(
+    fit, '_conclude', lambda *args: events.append('concluded')
+  )
+  monkeypatch.setattr(
+    fit.progress, 'say', lambda line: events.append(line.split(' at ')[0])
+  )
+  steps = ConfigDict({'steps': 3, 'pretrain': {'steps': 4}})
+  session = mock.MagicMock(manager=Manager())
+  session.run.config = steps
+  state = mock.MagicMock(step=7)
+  fit._carry_out(session, state)
+  assert events == ['saved', 'concluded']
+
+  events.clear()
+  monkeypatch.setattr(fit, '_loop', lambda *args: (state, True))
+  fit._carry_out(session, state)
+  assert events == ['saved', 'stopped and saved']

@@ -113,7 +113,8 @@ def test_constrain_places_on_a_mesh_and_does_nothing_without():
 def test_batches_lie_along_the_data_axes():
   mesh = mesh_of(**CUBE)
   assert sharding.batch_divisor(mesh) == 4
-  tree = sharding.put_batch({'a': np.arange(8), 'b': np.zeros((4, 5))}, mesh)
+  batch = {'a': np.arange(8), 'b': np.zeros((4, 5))}
+  tree = sharding.put(batch, sharding.batch_sharding(mesh))
   assert tree['a'].sharding.shard_shape((8,)) == (2,)
   assert tree['b'].sharding.shard_shape((4, 5)) == (1, 5)
 
