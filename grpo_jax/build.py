@@ -8,7 +8,7 @@ Everything that is wrong with a config, a weights file, the data or the mesh is
 said here, in one line and before anything is compiled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import itertools
@@ -25,6 +25,7 @@ from grpo_jax import (
   grpo,
   models,
   optim,
+  process,
   progress,
   prompts,
   rewards,
@@ -68,17 +69,27 @@ class Functions(NamedTuple):
   sample: Callable  # (params, prompts, text, key) -> rollout, rewards
 
 
-def build(config: ConfigDict, workdir: str) -> Run:
+def build(
+  config: ConfigDict,
+  workdir: str,
+  devices: Sequence[jax.Device] | None = None,
+) -> Run:
   """Checks the config, claims the workdir, and makes data and tokenizer.
+
+  `devices` are all that there are, or those of a topology to compile for.
 
   Raises:
     ValueError, FileNotFoundError: naming the bad value and what is allowed.
   """
-  c, folder = config, epath.Path(workdir)
-  config_lib.check(c)
+  config_lib.check(config)
+  mesh = sharding.make_mesh(config.mesh, devices)
+  _check_batches(config, sharding.batch_divisor(mesh))
+  with process.lead_first():
+    return _build(config, epath.Path(workdir), mesh)
+
+
+def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
   checkpoint.claim(folder, c)
-  mesh = sharding.make_mesh(c.mesh)
-  _check_batches(c, sharding.batch_divisor(mesh))
   if c.model.init:
     weights.check_gguf(c.model.init, _model(c, vocab_size=None))
 
@@ -110,7 +121,6 @@ def build(config: ConfigDict, workdir: str) -> Run:
       c.pretrain.width,
     )
   text = text_lib.token_text(tokenizer.token_bytes)
-  text = jax.device_put(text, sharding.replicated(mesh))
   checkpoint.record(folder, c)
   if not c.tokenizer.path:
     tokenizer.save(folder / 'tokenizer.model')

@@ -163,6 +163,8 @@ def grpo_update(
     metrics['kl/reference'] = stats.pop('kl')
   metrics |= {f'policy/{name}': value for name, value in stats.items()}
   metrics |= metrics_lib.describe(rollout, rewards)
+  lengths_P = rollout.prompts.lengths_P.astype(jnp.float32)
+  metrics['rollout/prompt_length'] = jnp.mean(lengths_P)
   state = state.replace(
     step=state.step + 1,
     cursor=state.cursor + rollout.tokens_PGT.shape[0],

@@ -53,6 +53,9 @@ def rollout(
   prompt_ids_B = jnp.repeat(prompts.ids_P, G)
   sample_ids_B = jnp.tile(jnp.arange(G), P)
   stops = jnp.array(stop_ids, jnp.int32)
+  # The dice of all tokens at once: 5% of a decode step if thrown in it.
+  uniform_TB = sampling.noise(key, prompt_ids_B, sample_ids_B, jnp.arange(T))
+  decode_params = model.decode_params(params)
 
   def emit(carry, t, hidden_BD):
     """Draws token t of every row and writes it down."""
@@ -60,8 +63,7 @@ def rollout(
     logits_BV = jnp.matmul(
       hidden_BD, head_DV, preferred_element_type=accumulator(hidden_BD)
     )
-    uniform_B = sampling.noise(key, prompt_ids_B, sample_ids_B, t)
-    token_B, logp_B = sampling.sample(logits_BV, uniform_B, temperature)
+    token_B, logp_B = sampling.sample(logits_BV, uniform_TB[t], temperature)
     tokens_BT = tokens_BT.at[:, t].set(jnp.where(done_B, stops[0], token_B))
     logps_BT = logps_BT.at[:, t].set(
       jnp.where(done_B, 0.0, logp_B).astype(jnp.float32)
@@ -78,7 +80,7 @@ def rollout(
       tokens_BT=jax.lax.dynamic_slice_in_dim(carry[0], t - 1, 1, axis=1),
       positions_BT=(lengths_B + t - 1)[:, None],
     )
-    out = model.apply(params, inputs, cache)
+    out = model.apply(decode_params, inputs, cache)
     return t + 1, emit(carry, t, out.hidden_BTD[:, 0]), out.cache
 
   carry = (

@@ -14,19 +14,26 @@ _BLOCK = 128  # Tokens; the TPU's lane width.
 
 
 def noise(
-  key: jax.Array, prompt_ids_B: jax.Array, sample_ids_B: jax.Array, position
+  key: jax.Array,
+  prompt_ids_B: jax.Array,
+  sample_ids_B: jax.Array,
+  positions_T: jax.Array,
 ) -> jax.Array:
-  """One uniform number in [0, 1) a row, float32.
+  """One uniform number in [0, 1) a position and row, uniform_TB in float32.
 
   It depends on nothing but the key and the three ids, so a completion is the
   same whatever else is in the batch, and however the batch is sharded.
   """
 
-  def draw(prompt_id, sample_id):
-    row = jax.random.fold_in(jax.random.fold_in(key, prompt_id), sample_id)
+  def row(prompt_id, sample_id):
+    return jax.random.fold_in(jax.random.fold_in(key, prompt_id), sample_id)
+
+  def draw(position, row):
     return jax.random.uniform(jax.random.fold_in(row, position))
 
-  return jax.vmap(draw)(prompt_ids_B, sample_ids_B)
+  rows_B = jax.vmap(row)(prompt_ids_B, sample_ids_B)
+  each_row = jax.vmap(draw, in_axes=(None, 0))
+  return jax.vmap(each_row, in_axes=(0, None))(positions_T, rows_B)
 
 
 def sample(

@@ -1,16 +1,18 @@
 """From the pure functions of a run to programs on a mesh.
 
-  compile_steps(run) -> Steps   the only place of jit, donation and shardings
-  start(run) -> state           random weights, or those of a file
+  programs(run) -> {name: Program}  the only place of jit, donation, shardings
+  compile_steps(run) -> Steps       those that a run executes, compiled
+  start(run) -> state               random weights, or those of a file
 
 Everything is compiled ahead of time, so that a run shows when it compiles, and
-never does so again. fit.py carries the steps out.
+never does so again. fit.py carries the steps out; a benchmark or a plan takes
+single programs, also for devices that are not there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import concurrent.futures
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,48 +21,84 @@ from grpo_jax import build, models, sharding, weights
 from grpo_jax.types import TrainState
 
 
+class Program(NamedTuple):
+  """A jitted function, and the shapes and shardings that it is called with."""
+
+  function: Callable
+  arguments: tuple[Any, ...]
+  mesh: jax.sharding.Mesh
+  precision: str  # Of products: accelerators round float32 unless told not to.
+
+  def lower(self) -> jax.stages.Lowered:
+    with jax.set_mesh(self.mesh), jax.default_matmul_precision(self.precision):
+      return self.function.lower(*self.arguments)
+
+
 class Steps(NamedTuple):
   """Compiled functions. A state that goes in is gone: its memory is reused."""
 
   pretrain: Callable | None  # (state, documents) -> state, metrics
   start_rl: Callable  # (state) -> state
   iterate: Callable  # (state, prompts) -> state, (rollout, rewards, metrics)
-  sample: Callable  # (params, prompts, key) -> rollout, rewards
+  sample: Callable  # (params, prompts, seed) -> rollout, rewards
+  any_process: Callable  # (condition) -> whether it holds on one of them
+  metrics: list[str]  # Names of what an iteration measures.
 
 
-def compile_steps(run: build.Run) -> Steps:
-  """Compiles everything that a run executes, ahead of time."""
-  c, f, text = run.config, build.functions(run), run.text
+def programs(run: build.Run) -> dict[str, Program]:
+  """All programs of a run; nothing is traced or compiled yet.
+
+  The devices of its mesh need not be there: those of a topology do as well.
+  """
+  f = build.functions(run)
   whole = sharding.replicated(run.mesh)
   rows = sharding.batch_sharding(run.mesh)
   first, rl = build.templates(run)
   first_out, rl_out = _shardings(first), _shardings(rl)
   prompts = _like(build.train_batch(run, 0), rows)
   held_out = _like(build.eval_batches(run)[0][0], rows)
-  key = jax.device_put(jax.random.key(c.seed), whole)
+  text = _like(run.text, whole)
+  key = _like(jax.eval_shape(jax.random.key, 0), whole)
+  rolled = _like(jax.eval_shape(f.rollout, rl.params, prompts, key), rows)
+  scores = _like(jax.eval_shape(f.reward, rolled, prompts, text), rows)
+  iterated = rl_out, (rows, rows, whole)
 
   # name -> function, arguments, shardings of its outputs. States are donated.
-  programs = {
+  found = {
     'start_rl': (f.start_rl, (first,), rl_out),
     'sample': (f.sample, (rl.params, held_out, text, key), rows),
+    'iterate': (f.iterate, (rl, prompts, text, key), iterated),
+    'rollout': (f.rollout, (rl.params, prompts, key), rows),
+    'reward': (f.reward, (rolled, prompts, text), rows),
+    'update': (f.update, (rl, rolled, scores), (rl_out, whole)),
   }
   if run.documents is not None:
     documents = _like(build.pretrain_batch(run, 0), rows)
-    programs['pretrain'] = f.pretrain, (first, documents), (first_out, whole)
-  if c.fuse:
-    outputs = rl_out, (rows, rows, whole)
-    programs['iterate'] = f.iterate, (rl, prompts, text, key), outputs
-  else:
-    rolled = jax.eval_shape(f.rollout, rl.params, prompts, key)
-    rolled = _like(rolled, rows)
-    scores = _like(jax.eval_shape(f.reward, rolled, prompts, text), rows)
-    programs['rollout'] = f.rollout, (rl.params, prompts, key), rows
-    programs['reward'] = f.reward, (rolled, prompts, text), rows
-    programs['update'] = f.update, (rl, rolled, scores), (rl_out, whole)
-  p = _compile(programs)
+    found['pretrain'] = f.pretrain, (first, documents), (first_out, whole)
+  # float64 has no name among the precisions of products, and no need of one.
+  precision = run.config.model.dtype.replace('float64', 'float32')
+
+  def program(function, arguments, outputs):
+    donated = 0 if isinstance(arguments[0], TrainState) else ()
+    jitted = jax.jit(function, out_shardings=outputs, donate_argnums=donated)
+    return Program(jitted, arguments, run.mesh, precision)
+
+  return {name: program(*parts) for name, parts in found.items()}
+
+
+def compile_steps(run: build.Run) -> Steps:
+  """Compiles everything that a run executes, ahead of time."""
+  c = run.config
+  names = ['start_rl', 'sample']
+  names += ['pretrain'] if run.documents is not None else []
+  names += ['iterate'] if c.fuse else ['rollout', 'reward', 'update']
+  p = compile_programs(run, names)
+  whole = sharding.replicated(run.mesh)
+  make_key = jax.jit(jax.random.key, out_shardings=whole)
+  text, key = sharding.put(run.text, whole), make_key(c.seed)
 
   def put(batch):
-    return jax.device_put(batch, rows)
+    return sharding.put(batch, sharding.batch_sharding(run.mesh))
 
   def pretrain(state, documents):
     return p['pretrain'](state, put(documents))
@@ -71,22 +109,30 @@ def compile_steps(run: build.Run) -> Steps:
       return p['iterate'](state, prompts, text, key)
     return _apart(p, state, prompts, text, key)
 
-  def sample(params, prompts, key):
-    return p['sample'](params, put(prompts), text, jax.device_put(key, whole))
+  def sample(params, prompts, seed):
+    return p['sample'](params, put(prompts), text, make_key(seed))
 
-  return Steps(pretrain, p['start_rl'], iterate, sample)
+  def any_process(condition):
+    if jax.process_count() == 1:
+      return condition
+    return any_true(sharding.put_own(bool(condition), run.mesh))
+
+  any_true = jax.jit(jax.numpy.any, out_shardings=whole)
+  if c.fuse:
+    _, (*_, numbers) = p['iterate'].out_info
+  else:
+    _, numbers = p['update'].out_info
+  return Steps(
+    pretrain, p['start_rl'], iterate, sample, any_process, sorted(numbers)
+  )
 
 
-def _compile(programs):
+def compile_programs(
+  run: build.Run, names: Iterable[str]
+) -> dict[str, jax.stages.Compiled]:
   """Compiles side by side: XLA uses one core for each program."""
-
-  def lower(function, arguments, outputs):
-    donated = 0 if isinstance(arguments[0], TrainState) else ()
-    return jax.jit(
-      function, out_shardings=outputs, donate_argnums=donated
-    ).lower(*arguments)
-
-  lowered = {name: lower(*program) for name, program in programs.items()}
+  all_programs = programs(run)
+  lowered = {name: all_programs[name].lower() for name in names}
   with concurrent.futures.ThreadPoolExecutor() as pool:
     found = pool.map(lambda x: x.compile(), lowered.values())
     return dict(zip(lowered, found, strict=True))
@@ -115,14 +161,13 @@ def start(run: build.Run) -> TrainState:
   f, shardings = build.functions(run), _shardings(build.templates(run)[0])
   if run.config.model.init:
     params = weights.load_gguf(run.config.model.init, run.model)
-    params = jax.device_put(params, shardings.params)
+    params = sharding.put(params, shardings.params)
     return jax.jit(f.init, out_shardings=shardings, donate_argnums=0)(params)
 
-  def from_scratch(key):
-    return f.init(models.init_params(run.model, key))
+  def from_scratch(seed):
+    return f.init(models.init_params(run.model, jax.random.key(seed)))
 
-  key = jax.random.key(run.config.seed)
-  return jax.jit(from_scratch, out_shardings=shardings)(key)
+  return jax.jit(from_scratch, out_shardings=shardings)(run.config.seed)
 
 
 def _shardings(template):

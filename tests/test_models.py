@@ -105,10 +105,10 @@ def test_one_token_at_a_time_equals_the_whole_pass(params, group):
   prompts, own_BT, expected_BTD = group
   _, cache = rollout.prefill(params, prompts, tiny(), 3, 4)
   lengths_B1 = np.repeat(prompts.lengths_P, 3)[:, None]
-  apply = jax.jit(tiny().apply)
+  apply, decode_params = jax.jit(tiny().apply), tiny().decode_params(params)
   for t in range(4):
     inputs = types.ModelInputs(own_BT[:, t : t + 1], lengths_B1 + t)
-    out = apply(params, inputs, cache)
+    out = apply(decode_params, inputs, cache)
     assert_close(out.hidden_BTD[:, 0], expected_BTD[:, t])
     cache = out.cache
 
@@ -208,7 +208,7 @@ def test_norms_and_rotations_of_bfloat16_are_computed_in_float32():
   expected = numpy_llama.norm(wide, scale, 1e-5)
   np.testing.assert_allclose(np.float64(actual), expected, rtol=2**-8)
   tables = layers.rope_tables(positions(2, 5), 8, 100.0)
-  turned = layers.rope(x_BNTH, *tables)
+  turned = layers.rope(x_BNTH[:, :, None], *tables)[:, :, 0]
   assert actual.dtype == turned.dtype == jnp.bfloat16
   for b in range(2):
     expected = numpy_llama.rotate(wide[b].swapaxes(0, 1), 100.0).swapaxes(0, 1)

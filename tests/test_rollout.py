@@ -95,10 +95,11 @@ def test_temperature_0_is_greedy_decoding(params):
   [
     dict(which=(2, 0, 3, 1)),
     dict(which=(3,)),
-    dict(width=13, padding=5),
+    dict(width=max(LENGTHS)),
+    dict(width=64, padding=5),
     dict(padding=STOPS[0]),
   ],
-  ids=['order', 'alone', 'wider', 'padded with a stop id'],
+  ids=['order', 'alone', 'no wider', 'wider', 'padded with a stop id'],
 )
 def test_a_completion_depends_on_its_own_prompt_alone(params, other):
   with jax.enable_x64(True):
@@ -110,6 +111,15 @@ def test_a_completion_depends_on_its_own_prompt_alone(params, other):
     actual, expected = getattr(r, name), getattr(whole, name)[order]
     np.testing.assert_array_equal(actual, expected, err_msg=name)
   np.testing.assert_allclose(r.logps_PGT, whole.logps_PGT[order], atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [1, 2 * G])
+def test_a_group_of_another_size_begins_with_the_same_completions(params, size):
+  with jax.enable_x64(True):
+    wide = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
+    expected = sample(wide, prompts()).tokens_PGT[:, :size]
+    actual = sample(wide, prompts(), group_size=size).tokens_PGT[:, :G]
+  np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize('stops', [(3,), (7, 3), STOPS])

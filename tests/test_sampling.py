@@ -44,8 +44,8 @@ def test_evenly_spaced_noise_gives_the_share_of_every_token(
 
 def test_the_noise_of_many_samples_gives_the_share_of_every_token():
   logits_V, N = random_logits(200, 1.5), 20_000
-  uniform_N = sampling.noise(
-    jax.random.key(3), np.arange(N) // 100, np.arange(N) % 100, 5
+  (uniform_N,) = sampling.noise(
+    jax.random.key(3), np.arange(N) // 100, np.arange(N) % 100, np.array([5])
   )
   tokens_N, _ = draw(logits_V, uniform_N)
   expected_V = N * np.exp(log_softmax(logits_V))
@@ -135,22 +135,26 @@ def test_noise_depends_on_key_prompt_sample_and_position_alone():
   prompts_B = np.array([7, 7, 2**31 + 5, 9], np.uint32)
   samples_B = np.array([0, 1, 0, 3])
   key = jax.random.key(1)
-  whole_B = sampling.noise(key, prompts_B, samples_B, 4)
-  order = [2, 0, 3, 1]
-  mixed_B = sampling.noise(key, prompts_B[order], samples_B[order], 4)
-  np.testing.assert_array_equal(mixed_B, whole_B[np.array(order)])
+  t_T = np.array([4, 9])
+  whole_TB = sampling.noise(key, prompts_B, samples_B, t_T)
+  order = np.array([2, 0, 3, 1])
+  mixed_TB = sampling.noise(key, prompts_B[order], samples_B[order], t_T)
+  np.testing.assert_array_equal(mixed_TB, whole_TB[:, order])
   compiled = jax.jit(sampling.noise)
   for b in range(4):
     row = slice(b, b + 1)
-    alone_B = compiled(key, prompts_B[row], samples_B[row], 4)
-    np.testing.assert_array_equal(alone_B, whole_B[row])
+    for i in range(2):
+      at = slice(i, i + 1)
+      alone = compiled(key, prompts_B[row], samples_B[row], t_T[at])
+      np.testing.assert_array_equal(alone, whole_TB[at, row])
 
 
 def test_noise_never_repeats():
+  """Of three steps of two seeds, and where evaluations use a seed's own key."""
   rows = np.array(list(itertools.product(range(5), range(5)))).T
-  seen = [
-    sampling.noise(jax.random.fold_in(jax.random.key(0), step), *rows, t)
-    for step in range(3)
-    for t in range(6)
+  seeds = [jax.random.key(seed) for seed in (0, 1)]
+  steps = [
+    jax.random.fold_in(seed, step) for seed in seeds for step in range(3)
   ]
-  assert len(np.unique(seen)) == 3 * 6 * 25
+  seen = [sampling.noise(key, *rows, np.arange(6)) for key in seeds + steps]
+  assert len(np.unique(seen)) == len(seen) * 6 * 25 == 8 * 6 * 25

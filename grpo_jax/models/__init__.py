@@ -50,6 +50,8 @@ class Model:
     the continuation comes in one piece (teacher forcing) and the cache that
     `apply` returns is not used.
   head(params) -> head_DV, float logits are hidden_D @ head_DV.
+  decode_params(params) -> params for `apply` with a cache of max_tokens > 0:
+    whatever is worth doing once before a loop over tokens.
 
   `params` is a nested dict laid out like `table`, whose initialisers make it.
   """
@@ -59,6 +61,8 @@ class Model:
   apply: Callable[..., ModelOutputs]
   init_cache: Callable[..., Any]
   head: Callable[[Params], jax.Array]
+  decode_params: Callable[[Params], Params] = lambda params: params
+  products_per_pair: int = 0  # Multiply-adds of a query and a key that it sees.
 
 
 def build(name: str, variant: str, **sizes) -> Model:
@@ -80,7 +84,10 @@ def in_dtype(model: Model, dtype: str) -> Model:
     return model.apply(cast(params), inputs, cache)
 
   return dataclasses.replace(
-    model, apply=apply, head=lambda params: model.head(cast(params))
+    model,
+    apply=apply,
+    head=lambda params: model.head(cast(params)),
+    decode_params=lambda params: model.decode_params(cast(params)),
   )
 
 

@@ -5,9 +5,9 @@ P prompts, while each of the B = P*G rows has its own. `attend` takes a softmax
 over both without copying the prompt G times: the queries of a group are
 stacked, which makes a matrix product of what would be G matrix-vector ones.
 
-Arrays are heads-first (B, heads, tokens, H), so that every product is one of
-batched matrices as they lie in memory. Another kernel takes the place of
-`attend` here; no model would know.
+Arrays are heads-first (B, heads, tokens, H), and keys are transposed (HS), so
+that every product is one of batched matrices as they lie in memory. Another
+kernel takes the place of `attend` here; no model would know.
 
 Keys: P prompts, B rows, N query heads, K key-value heads, R = N / K, T queries,
 L prompt keys, S own keys, H head size, Y layers.
@@ -22,13 +22,13 @@ from grpo_jax.models import layers
 
 @struct.dataclass
 class Cache:
-  """Keys and values of all layers."""
+  """Keys and values, one array a layer: updated in place in a decode loop."""
 
-  prompt_k_YPKLH: jax.Array
-  prompt_v_YPKLH: jax.Array
+  prompt_k: tuple[jax.Array, ...]  # PKHL
+  prompt_v: tuple[jax.Array, ...]  # PKLH
   prompt_lengths_P: jax.Array  # int32, keys from there on are padding.
-  own_k: tuple[jax.Array, ...]  # One BKSH a layer: in-place in a decode loop.
-  own_v: tuple[jax.Array, ...]
+  own_k: tuple[jax.Array, ...]  # BKHS
+  own_v: tuple[jax.Array, ...]  # BKSH
   used: jax.Array  # int32 scalar, own tokens so far; rows go in lockstep.
 
 
@@ -39,59 +39,97 @@ def init_cache(
   max_tokens: int,
 ) -> Cache:
   """Room for `group_size` continuations of each prompt; see models.Model."""
-  k_YPKLH, v_YPKLH = prompt_cache
-  Y, P, K, _, H = k_YPKLH.shape
-  shape = (P * group_size, K, max_tokens, H)
-  own = tuple(jnp.zeros(shape, k_YPKLH.dtype) for _ in range(Y))
-  return Cache(k_YPKLH, v_YPKLH, lengths_P, own, own, jnp.int32(0))
+  k_YPKHL, v_YPKLH = prompt_cache
+  Y, P, K, H, _ = k_YPKHL.shape
+  B, S = P * group_size, max_tokens
+  return Cache(
+    prompt_k=tuple(k_YPKHL),
+    prompt_v=tuple(v_YPKLH),
+    prompt_lengths_P=lengths_P,
+    own_k=(jnp.zeros((B, K, H, S), k_YPKHL.dtype),) * Y,
+    own_v=(jnp.zeros((B, K, S, H), v_YPKLH.dtype),) * Y,
+    used=jnp.int32(0),
+  )
 
 
 def attend(
-  q_BNTH: jax.Array,
-  k_BKSH: jax.Array,
+  q_BKRTH: jax.Array,
+  k_BKHS: jax.Array,
   v_BKSH: jax.Array,
   mask: jax.Array,
   prompt: tuple[jax.Array, jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-  """Scaled dot-product attention, float32 softmax; returns BNTH.
+  """Scaled dot-product attention, float32 softmax; returns BKRTH.
 
   Args:
-    q_BNTH: queries.
-    k_BKSH: own keys.
+    q_BKRTH: queries, grouped by the key-value head that they read.
+    k_BKHS: own keys.
     v_BKSH: own values.
-    mask: bool, broadcasts to (B, 1, T, S): which own keys a query sees.
-    prompt: keys k_PKLH, values v_PKLH and lengths_P of the shared prompts.
+    mask: bool, broadcasts to (B, 1, 1, T, S): which own keys a query sees.
+    prompt: keys k_PKHL, values v_PKLH and lengths_P of the shared prompts.
   """
-  B, N, T, H = q_BNTH.shape
-  K, S = k_BKSH.shape[1:3]
-  R = N // K
-  q_BKMH = (q_BNTH * H**-0.5).reshape(B, K, R * T, H)  # Rows m = r*T + t.
-  logits_BKMS = _product(q_BKMH, k_BKSH.swapaxes(2, 3))
-  logits_BKRTS = logits_BKMS.reshape(B, K, R, T, S)
-  logits_BKRTS = jnp.where(mask[:, :, None], logits_BKRTS, -jnp.inf)
+  B, K, R, T, H = q_BKRTH.shape
+  q_BKMH = (q_BKRTH * H**-0.5).reshape(B, K, R * T, H)  # Rows m = r*T + t.
+  logits_BKRTS = _product(q_BKMH, k_BKHS).reshape(B, K, R, T, -1)
+  logits_BKRTS = jnp.where(mask, logits_BKRTS, -jnp.inf)
+  logits_BKMS = logits_BKRTS.reshape(B, K, R * T, -1)
+  top_BKM1 = jnp.max(logits_BKMS, axis=-1, keepdims=True)
   if prompt is None:
-    weights = jax.nn.softmax(logits_BKRTS).astype(v_BKSH.dtype)
-    return _product(weights.reshape(B, K, R * T, S), v_BKSH).reshape(B, N, T, H)
+    own_BKMH, sum_BKM1 = _weigh(logits_BKMS, top_BKM1, v_BKSH)
+    return (own_BKMH / sum_BKM1).reshape(B, K, R, T, H)
 
-  k_PKLH, v_PKLH, lengths_P = prompt
-  P, _, L, _ = k_PKLH.shape
+  # One softmax over both: each part is summed below the larger maximum. The
+  # two are never put side by side, which would copy all logits twice.
+  k_PKHL, v_PKLH, lengths_P = prompt
+  P, _, _, L = k_PKHL.shape
   G = B // P
-  q_PKXH = _stack_group(q_BKMH, P)  # Rows x = (g*R + r)*T + t.
-  logits_PKXL = _product(q_PKXH, k_PKLH.swapaxes(2, 3))
+  logits_PKXL = _product(_stack_group(q_BKMH, P), k_PKHL)
   seen_PL = jnp.arange(L) < lengths_P[:, None]
   logits_PKXL = jnp.where(seen_PL[:, None, None], logits_PKXL, -jnp.inf)
-  logits_BKRTL = _unstack_group(logits_PKXL, G).reshape(B, K, R, T, L)
-  logits = jnp.concatenate([logits_BKRTL, logits_BKRTS], axis=-1)
-  weights = jax.nn.softmax(logits).astype(v_BKSH.dtype)
-  weights = weights.reshape(B, K, R * T, L + S)
-  own_BKMH = _product(weights[..., L:], v_BKSH)
-  shared_PKXH = _product(_stack_group(weights[..., :L], P), v_PKLH)
-  return (own_BKMH + _unstack_group(shared_PKXH, G)).reshape(B, N, T, H)
+  top_PKX1 = jnp.max(logits_PKXL, axis=-1, keepdims=True)
+  top_BKM1 = jnp.maximum(top_BKM1, _unstack_group(top_PKX1, G))
+  own_BKMH, own_sum_BKM1 = _weigh(logits_BKMS, top_BKM1, v_BKSH)
+  y_PKXH, sum_PKX1 = _weigh(logits_PKXL, _stack_group(top_BKM1, P), v_PKLH)
+  y_BKMH = own_BKMH + _unstack_group(y_PKXH, G)
+  y_BKMH /= own_sum_BKM1 + _unstack_group(sum_PKX1, G)
+  return y_BKMH.reshape(B, K, R, T, H)
 
 
+def _weigh(logits, top, values):
+  """Sums of values and of weights, both times exp(-top)."""
+  weights = jnp.exp(logits - jax.lax.stop_gradient(top))
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  return _product(weights.astype(values.dtype), values), total
+
+
+@jax.custom_vjp
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Batched matrix product with (at least) float32 accumulation."""
+  """Batched matrix product with (at least) float32 accumulation.
+
+  Its gradient is its own to say which way round b's is computed: wide, H rows
+  of S. Left to itself XLA turns it round, and its CPU products of S rows of H
+  take twice as long (5.4 ms against 2.9 for 128 of 254 x 127 by 254 x 32; an
+  update of shape S1 in experiments/benchmark.py went from 0.52 to 0.48 s).
+  """
   return jnp.matmul(a, b, preferred_element_type=layers.accumulator(a))
+
+
+def _product_and_factors(a, b):
+  return _product(a, b), (a, b)
+
+
+def _product_gradients(factors, dy):
+  a, b = factors
+  da = jnp.matmul(dy, b.swapaxes(-1, -2))
+  if b.shape[-1] < b.shape[-2]:  # Values.
+    db = jax.lax.optimization_barrier(jnp.matmul(dy.swapaxes(-1, -2), a))
+    db = db.swapaxes(-1, -2)
+  else:
+    db = jax.lax.optimization_barrier(jnp.matmul(a.swapaxes(-1, -2), dy))
+  return da.astype(a.dtype), db.astype(b.dtype)
+
+
+_product.defvjp(_product_and_factors, _product_gradients)
 
 
 def _stack_group(x_BKMI: jax.Array, P: int) -> jax.Array:

@@ -23,14 +23,14 @@ def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
 def rope_tables(
   positions_BT: jax.Array, head_size: int, theta: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines for `rope`, (B, 1, T, H/2) float32 each."""
+  """Cosines and sines for `rope`, (B, 1, 1, T, H/2) float32 each."""
   exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
-  angles = positions_BT[:, None, :, None] * theta**-exponents
+  angles = positions_BT[:, None, None, :, None] * theta**-exponents
   return jnp.cos(angles), jnp.sin(angles)
 
 
-def rope(x_BNTH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rope(x_BKRTH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   """Rotary positions (arxiv.org/abs/2104.09864), halves rotated as in HF."""
-  low, high = jnp.split(x_BNTH.astype(accumulator(x_BNTH)), 2, axis=-1)
+  low, high = jnp.split(x_BKRTH.astype(accumulator(x_BKRTH)), 2, axis=-1)
   turned = [low * cos - high * sin, high * cos + low * sin]
-  return jnp.concatenate(turned, axis=-1).astype(x_BNTH.dtype)
+  return jnp.concatenate(turned, axis=-1).astype(x_BKRTH.dtype)
