@@ -28,9 +28,17 @@ setuptools.setup(
     'tensorboardX',
   ],
   extras_require={
-    'test': ['pytest', 'pytest-xdist', 'ruff', 'matplotlib'],
+    'test': [
+      'pytest',
+      'pytest-xdist',
+      'ruff',
+      'matplotlib',
+      'nbclient',  # Runs the notebooks, in a kernel:
+      'ipykernel',
+    ],
     'plot': ['matplotlib'],
     'tpu': ['jax[tpu]'],
+    'plan': ['libtpu'],  # The TPU's compiler, for where there is no TPU.
     'cuda': ['jax[cuda12]'],
   },
 )
