@@ -3,13 +3,16 @@
   python experiments/plot.py --out curve.png runs/a runs/b
 
 Thin lines are single steps, thick ones running means over 10. Needs
-matplotlib: pip install -e '.[plot]'.
+matplotlib: pip install -e '.[plot]'. A notebook calls draw(['runs/a']).
 """
 
 import argparse
+from collections.abc import Sequence
 import json
+import os
 import pathlib
 
+import matplotlib.figure
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -27,11 +30,16 @@ def main():
   parser.add_argument('runs', nargs='+', type=pathlib.Path)
   parser.add_argument('--out', required=True, type=pathlib.Path)
   args = parser.parse_args()
+  draw(args.runs).savefig(args.out, dpi=110)
+  print(args.out)
 
+
+def draw(runs: Sequence[str | os.PathLike]) -> matplotlib.figure.Figure:
+  """The curves of the runs in these workdirs, one panel a quantity."""
   figure, axes = plt.subplots(
-    1, len(_PANELS), figsize=(14, 3.2), layout='constrained'
+    1, len(_PANELS), figsize=(12, 3), layout='constrained'
   )
-  for run in args.runs:
+  for run in map(pathlib.Path, runs):
     lines = (run / 'metrics.jsonl').read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     rows = [row for row in rows if 'reward/mean' in row]
@@ -47,8 +55,7 @@ def main():
     axis.set(title=title, xlabel='RL step')
     axis.grid(alpha=0.3)
   axes[0].legend()
-  figure.savefig(args.out, dpi=110)
-  print(args.out)
+  return figure
 
 
 if __name__ == '__main__':
