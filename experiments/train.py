@@ -14,7 +14,7 @@ from grpo_jax import process
 
 process.keep_memory()  # Before anything allocates.
 
-from grpo_jax import command, fit  # noqa: E402
+from grpo_jax import build, command, fit  # noqa: E402
 
 _CONFIG = command.config_flag()
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
@@ -31,6 +31,7 @@ _PROCESS = flags.DEFINE_integer('process', None, 'Which this is, from 0.')
 
 
 def main():
+  process.cut_cpu(build.cpu_devices(_CONFIG.value))
   process.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   fit.fit(_CONFIG.value.lock(), _WORKDIR.value, _PROFILE.value)
 

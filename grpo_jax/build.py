@@ -69,6 +69,21 @@ class Functions(NamedTuple):
   sample: Callable  # (params, prompts, text, key) -> rollout, rewards
 
 
+def cpu_devices(c: ConfigDict) -> int:
+  """What a CPU should count as; see process.cut_cpu.
+
+  `c.cpu_devices`, halved until the batches can be cut into so many, or 1 if
+  `c.mesh` says itself how often. Raises ValueError for what config.check does.
+  """
+  config_lib.check(c)
+  if c.mesh.data != -1:
+    return 1
+  devices = c.cpu_devices
+  while any(size % devices for size in _batches(c).values()):
+    devices //= 2
+  return devices
+
+
 def build(
   config: ConfigDict,
   workdir: str,
@@ -304,16 +319,22 @@ def _encoder(c, tokenizer, examples):
   return encode
 
 
-def _check_batches(c: ConfigDict, divisor: int) -> None:
+def _batches(c: ConfigDict) -> dict[str, int]:
+  """What is cut along the mesh: how many rows of it run at a time."""
   pieces = c.updates.minibatches * c.updates.microbatches
-  for name, size in (
-    (
-      'data.prompts / (updates.minibatches * updates.microbatches)',
-      c.data.prompts // pieces,
+  found = {
+    'data.prompts / (updates.minibatches * updates.microbatches)': (
+      c.data.prompts // pieces
     ),
-    ('the smaller of eval.batch and eval.problems', _eval_batch(c)),
-    ('pretrain.rows', c.pretrain.rows if c.pretrain.steps else divisor),
-  ):
+    'the smaller of eval.batch and eval.problems': _eval_batch(c),
+  }
+  if c.pretrain.steps:
+    found['pretrain.rows'] = c.pretrain.rows
+  return found
+
+
+def _check_batches(c: ConfigDict, divisor: int) -> None:
+  for name, size in _batches(c).items():
     if size % divisor:
       raise ValueError(
         f'{name} = {size} must be a multiple of the devices along '

@@ -49,7 +49,8 @@ def claim(workdir: epath.Path, config: ConfigDict) -> None:
   differing = [
     f'{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here'
     for name in sorted(theirs.keys() | ours.keys())
-    if theirs.get(name) != ours.get(name) and not name.startswith('mesh.')
+    if theirs.get(name) != ours.get(name)
+    and not name.startswith(('mesh.', 'cpu_devices'))
   ]
   if differing:
     raise ValueError(

@@ -80,6 +80,7 @@ def default() -> ConfigDict:
 
   c.mesh = ConfigDict()  # Devices along each axis; -1 is the rest.
   c.mesh.update(data=-1, fsdp=1, expert=1, context=1, tensor=1)
+  c.cpu_devices = 1  # What a CPU counts as, up to its cores (process.cut_cpu).
 
   c.eval = ConfigDict()  # Before and after RL, at the rollout's temperature.
   c.eval.problems = 512  # Held-out problems.
@@ -150,6 +151,7 @@ def check(c: ConfigDict) -> None:
   positive = {
     'steps': c.steps,
     'data.prompts': c.data.prompts,
+    'cpu_devices': c.cpu_devices,
     'data.max_prompt': c.data.max_prompt,
     'rollout.group_size': c.rollout.group_size,
     'rollout.max_tokens': c.rollout.max_tokens,

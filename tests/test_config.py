@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from grpo_jax import checkpoint, config
+from grpo_jax import build, checkpoint, config
 
 SMOKE = 'quickstart.py:smoke'
 
@@ -182,7 +182,7 @@ def test_the_chosen_function_comes_with_its_knobs():
 
 
 UNKNOWN_REWARD = """
-from grpo_jax import config
+from grpo_jax import build, config
 
 def get_config():
   c = config.default()
@@ -318,3 +318,23 @@ def contents(path):
     for found in path.rglob('*')
     if found.is_file()
   }
+
+
+@pytest.mark.parametrize(
+  'changes, devices',
+  [
+    ({}, 8),
+    ({'data.prompts': 12}, 4),
+    ({'data.prompts': 12, 'updates.microbatches': 2}, 2),
+    ({'pretrain.steps': 1, 'pretrain.rows': 3}, 1),
+    ({'eval.problems': 6}, 2),
+    ({'mesh.data': 1}, 1),
+  ],
+)
+def test_a_cpu_counts_as_so_many_devices_as_the_batches_can_be_cut(
+  changes, devices
+):
+  c = config.default()
+  c.update_from_flattened_dict({'cpu_devices': 8, 'eval.problems': 512})
+  c.update_from_flattened_dict(changes)
+  assert build.cpu_devices(c) == devices

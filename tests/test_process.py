@@ -1,6 +1,7 @@
 import os
 import signal
 
+import command
 import pytest
 
 from grpo_jax import process
@@ -36,3 +37,32 @@ def test_without_a_signal_the_handlers_come_back():
 def test_keeping_memory_may_be_asked_for_twice():
   process.keep_memory()
   process.keep_memory()
+
+
+@pytest.mark.parametrize(
+  'cores, asked, environment, found',
+  [
+    (8, 4, {}, 4),
+    (3, 8, {}, 2),
+    (1, 2, {}, 1),
+    (8, 2, {'JAX_NUM_CPU_DEVICES': '5'}, 5),
+  ],
+)
+def test_a_cpu_is_cut_into_no_more_than_its_cores(
+  cores, asked, environment, found, tmp_path
+):
+  script = tmp_path / 'cut.py'
+  script.write_text(f"""\
+import os
+os.sched_getaffinity = lambda _: range({cores})
+from grpo_jax import process
+process.cut_cpu({asked})
+import jax
+print(jax.local_device_count('cpu'))
+""")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.delenv('JAX_NUM_CPU_DEVICES', raising=False)
+    for name, value in environment.items():
+      patch.setenv(name, value)
+    done = command.run(str(script))
+  assert (done.stdout, done.stderr) == (f'{found}\n', '')

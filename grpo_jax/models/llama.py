@@ -214,6 +214,6 @@ def _layer(x_BTD, weights, own_keys, mask, prompt, *, s: Sizes, angles):
   x_XD += y_XD.astype(x_XD.dtype) @ weights['o']
 
   y_XD = layers.rms_norm(x_XD, weights['mlp_norm'], s.norm_eps)
-  gated_XF = jax.nn.silu(y_XD @ weights['gate']) * (y_XD @ weights['up'])
+  gated_XF = layers.swiglu(y_XD @ weights['gate'], y_XD @ weights['up'])
   x_XD += gated_XF @ weights['down']
   return x_XD.reshape(B, T, D), (k_BKHS, v_BKSH)
