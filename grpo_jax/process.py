@@ -35,15 +35,17 @@ def keep_memory() -> None:
   By default it gives XLA's large buffers back after every call and maps them
   afresh for the next, and the page faults cost more than the products: the
   gradient of the quickstart's model on 4,096 tokens took 159 ms without this
-  and 94 ms with it, a step of SmolLM2-135M (shape S3 of the benchmark) 20.1 s
-  and 15.7 s (2 CPU cores). Linux with glibc only; elsewhere it does nothing.
+  and 94 ms with it (2 CPU cores). Linux with glibc only; elsewhere it does
+  nothing.
   """
   if sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc':
     return
   libc = ctypes.CDLL(None)
   libc.mallopt(-8, 1)  # M_ARENA_MAX: one arena, so that memory is found again.
   libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own.
-  libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give back what is freed.
+  # M_TRIM_THRESHOLD: never give back what is freed. (Above 2 GiB, the largest
+  # number that fits, a step of SmolLM2-135M took 20.1 s instead of 15.7.)
+  libc.mallopt(-1, -1)
   libc.mallopt(-2, 2**28)  # M_TOP_PAD: grow by 256 MiB.
 
 
