@@ -24,7 +24,6 @@ def get_config(arg: str = '') -> ConfigDict:
   c = config_lib.default()
 
   c.model.update(variant='quickstart', unroll=True)
-  c.cpu_devices = 2
   c.data.update(name='chains', prompts=16, max_prompt=32)
   c.pretrain.update(steps=1000, rows=16)
   c.pretrain.optim.update(lr=2e-3, b2=0.95)

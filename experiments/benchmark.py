@@ -5,7 +5,8 @@
 Suites: `step` (the whole iteration as one program, and its parts), `rollout`,
 `update`. Shapes: S1 and S2 are small models, S3 is SmolLM2-135M's; all have
 random weights, fixed lengths (nothing ends early), float32, AdamW, and are on
-policy. S0 is for the tests.
+policy. For S1 and S2 a CPU counts as two devices (process.cut_cpu). S0 is for
+the tests.
 
 The floor is what the step would take if its matrix products ran at the rate
 that this machine reaches on products of the same shapes in the same run, and
@@ -252,6 +253,7 @@ def measure(bench: Bench, args) -> dict:
     'first_s': first,
     'peak_memory_gb': _peak_memory(),
     'parameters': models.param_count(bench.run.model),
+    'devices': bench.run.mesh.size,
     'runs': args.runs,
   }
   _show(args.shape, [names[x] for x in bench.names], result)

@@ -28,7 +28,8 @@ from grpo_jax.types import TrainState
 def claim(workdir: epath.Path, config: ConfigDict) -> None:
   """Checks that a workdir is new or was made by this very config.
 
-  Only the mesh may be another one: the run goes on there, equal to rounding.
+  Only the mesh may be another one, and what a CPU counts as: the run goes on
+  there, equal to rounding.
 
   Raises:
     ValueError: naming what differs. Nothing is written.

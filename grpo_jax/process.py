@@ -55,8 +55,9 @@ def cut_cpu(devices: int) -> None:
   Halved until no core is two of them. Small models gain: their operations are
   over before two cores have agreed on how to share one, while devices share
   only the batch (a rollout of shape S1 in experiments/benchmark.py went from
-  0.43 to 0.19 s on 2 cores). Large ones lose, because each device reads all
-  weights. JAX_NUM_CPU_DEVICES in the environment comes first.
+  0.43 to 0.19 s on 2 cores; the quickstart gained nothing on the whole). Large
+  ones lose, because each device reads all weights. JAX_NUM_CPU_DEVICES in the
+  environment comes first.
   """
   if hasattr(os, 'sched_getaffinity'):  # Linux: what this process may use.
     cores = len(os.sched_getaffinity(0))

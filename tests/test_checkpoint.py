@@ -428,3 +428,11 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(workdir):
   with pytest.raises(ValueError, match='no config.json'):
     checkpoint.claim(workdir, config.default())
   assert [path.name for path in workdir.iterdir()] == ['thesis.tex']
+
+
+def test_a_run_goes_on_with_another_mesh_and_number_of_cpu_devices(workdir):
+  checkpoint.record(workdir, config.default())
+  c = config.default()
+  c.cpu_devices = 2
+  c.mesh.fsdp = 4
+  checkpoint.claim(workdir, c)

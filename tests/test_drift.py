@@ -165,7 +165,7 @@ def tell(record_property, name, found):
 def test_a_model_that_has_learnt_drifts_by_rounding_alone(
   request, name, record_property
 ):
-  """In all batches but one, as about one of a hundred steps goes past."""
+  """In all batches but one: of a hundred steps one to seven go past."""
   case = request.getfixturevalue(name)
   found, probability = drifts(case, case.model)
   tell(record_property, f'drift of {name} in float32', found)

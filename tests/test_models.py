@@ -357,3 +357,12 @@ def test_an_nnx_module_behind_the_contract_learns():
   assert max(x['rollout/logp_drift'] for x in history) < 1e-5
   assert history[0]['reward/mean'] < 0.2
   assert history[-1]['reward/mean'] > 0.8
+
+
+def test_the_gradient_of_swiglu_is_that_of_its_definition():
+  with jax.enable_x64(True):
+    gate, up, dy = np.random.default_rng(0).normal(size=(3, 4, 5))
+    found, backward = jax.vjp(layers.swiglu, gate, up)
+    expected, reference = jax.vjp(lambda g, u: jax.nn.silu(g) * u, gate, up)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(backward(dy), reference(dy), rtol=1e-12)
