@@ -324,6 +324,7 @@ def test_an_error_of_one_process_ends_all_at_once(tmp_path):
     'where, number = sys.argv.pop(), int(sys.argv.pop())\n'
     'def main():\n'
     '  process.join(where, 2, number)\n'
+    '  process.wait("joined")\n'  # Before it, the other might still be joining.
     '  if process.is_lead():\n'
     '    raise OSError("no space")\n'
     '  process.wait("never")\n'
