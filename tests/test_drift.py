@@ -1,18 +1,16 @@
 """The sampler is the trainer: its log-probs are the update's, its dice named.
 
 Drift is the largest |log-prob recorded while decoding - the update's own| over
-all sampled tokens. Both sides take the same float32 sums in another order, and
-where a model does not know what to attend to, the rounding is blown up. So the
-drift of a batch has a long tail, and that of random weights tells little.
+all sampled tokens. Where both sides take float32 sums in another order, and a
+model does not know what to attend to, the rounding is blown up: the drift of a
+batch has a long tail, and that of random weights tells little. attention.py
+says how most sums come to have one order.
 Found, on 2 CPU cores with jax 0.10.2 (pytest -n 0 -s here):
 
                 float32, median and largest   bfloat16, largest
-  quickstart    5.3e-07                2.9e-06              1.6e-02
-  four_layers   5.0e-06                1.1e-05              1.4e-01
-  SmolLM2                              4.3e-05              3.9e-01
-
-Two of the 300 steps of RL in the recorded runs of the quickstart passed 1e-5
-(experiments/RESULTS.md); the largest had 1.3e-5.
+  quickstart    9.2e-07                4.8e-06              3.5e-02
+  four_layers   3.7e-06                5.2e-06              9.9e-02
+  SmolLM2       3.7e-05                5.4e-05              2.9e-01
 """
 
 import dataclasses
@@ -93,7 +91,7 @@ def quickstart(tmp_path_factory):
 def four_layers(tmp_path_factory):
   """1.05M parameters; most of the vocabulary is never used."""
   sizes = dict(layers=4, feed_forward=512, vocab_size=512)
-  return learn(tmp_path_factory.mktemp('run'), 150, drift=5e-5, **sizes)
+  return learn(tmp_path_factory.mktemp('run'), 150, drift=1e-5, **sizes)
 
 
 @pytest.fixture(scope='module')
@@ -165,14 +163,11 @@ def tell(record_property, name, found):
 def test_a_model_that_has_learnt_drifts_by_rounding_alone(
   request, name, record_property
 ):
-  """In all batches but one: of a hundred steps one to seven go past."""
   case = request.getfixturevalue(name)
   found, probability = drifts(case, case.model)
   tell(record_property, f'drift of {name} in float32', found)
   assert probability > 0.95  # Near one, as after training.
-  *most, largest = np.sort(found)
-  assert max(most) <= case.drift
-  assert largest <= 5 * case.drift
+  assert found.max() <= case.drift
 
 
 @pytest.mark.parametrize('name', ['quickstart', 'four_layers'])
@@ -243,7 +238,7 @@ def metric(quickstart):
 
 
 def test_the_metric_is_low_with_the_sampler_as_it_is(metric, quickstart):
-  assert metric() <= 5 * quickstart.drift
+  assert metric() <= quickstart.drift
 
 
 @pytest.mark.parametrize(

@@ -160,20 +160,15 @@ def _decode(params, x_BTD, cache, layer, s) -> ModelOutputs:
   for y, weights in enumerate(params['layers']):
     prompt = (cache.prompt_k[y], cache.prompt_v[y], cache.prompt_lengths_P)
 
-    def write(k_BKH1, v_BK1H, y=y):
-      zero, at = jnp.zeros_like(cache.used), cache.used
-      return (
-        jax.lax.dynamic_update_slice(
-          cache.own_k[y], k_BKH1, (zero, zero, zero, at)
-        ),
-        jax.lax.dynamic_update_slice(
-          cache.own_v[y], v_BK1H, (zero, zero, at, zero)
-        ),
-      )
+    def write(k_BKH1, v_BKH1, y=y):
+      zero = jnp.zeros_like(cache.used)
+      at = (zero, zero, zero, cache.used)
+      put = jax.lax.dynamic_update_slice
+      return put(cache.own_k[y], k_BKH1, at), put(cache.own_v[y], v_BKH1, at)
 
-    x_BTD, (k_BKHS, v_BKSH) = layer(x_BTD, weights, write, mask, prompt)
+    x_BTD, (k_BKHS, v_BKHS) = layer(x_BTD, weights, write, mask, prompt)
     own_k.append(k_BKHS)
-    own_v.append(v_BKSH)
+    own_v.append(v_BKHS)
   x_BTD = layers.rms_norm(x_BTD, params['final_norm'], s.norm_eps)
   cache = cache.replace(
     own_k=tuple(own_k), own_v=tuple(own_v), used=cache.used + 1
@@ -208,12 +203,13 @@ def _layer(x_BTD, weights, own_keys, mask, prompt, *, s: Sizes, angles):
   qkv_BKCTH = qkv_BTKCH.transpose(0, 2, 3, 1, 4)
   qk_BKCTH = layers.rope(qkv_BKCTH[:, :, :-1], *angles)
   k_BKHT = qk_BKCTH[:, :, -1].swapaxes(2, 3)
-  k_BKHS, v_BKSH = own_keys(k_BKHT, qkv_BKCTH[:, :, -1])
-  y_BKRTH = attention.attend(qk_BKCTH[:, :, :-1], k_BKHS, v_BKSH, mask, prompt)
+  v_BKHT = qkv_BKCTH[:, :, -1].swapaxes(2, 3)
+  k_BKHS, v_BKHS = own_keys(k_BKHT, v_BKHT)
+  y_BKRTH = attention.attend(qk_BKCTH[:, :, :-1], k_BKHS, v_BKHS, mask, prompt)
   y_XD = y_BKRTH.transpose(0, 3, 1, 2, 4).reshape(B * T, -1)
   x_XD += y_XD.astype(x_XD.dtype) @ weights['o']
 
   y_XD = layers.rms_norm(x_XD, weights['mlp_norm'], s.norm_eps)
   gated_XF = layers.swiglu(y_XD @ weights['gate'], y_XD @ weights['up'])
   x_XD += gated_XF @ weights['down']
-  return x_XD.reshape(B, T, D), (k_BKHS, v_BKSH)
+  return x_XD.reshape(B, T, D), (k_BKHS, v_BKHS)
