@@ -77,7 +77,7 @@ def learn(workdir, steps, drift, **sizes) -> Case:
     before=before,
     batches=[build.train_batch(run, i) for i in range(8)],
     stop_ids=run.tokenizer.eos_ids,
-    max_tokens=32,
+    max_tokens=56,
     drift=drift,
   )
 

@@ -16,6 +16,10 @@ def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
   """Root mean square norm in float32 (arxiv.org/abs/1910.07467)."""
   wide = x_BTD.astype(accumulator(x_BTD))
   mean_square = jnp.mean(wide**2, axis=-1, keepdims=True)
+  # Changes nothing, but keeps XLA's CPU library from taking the root as well,
+  # which it would for many rows only: it rounds otherwise (test_drift.py).
+  exact = jnp.finfo(wide.dtype)
+  mean_square = jax.lax.reduce_precision(mean_square, exact.nexp, exact.nmant)
   normed = wide * jax.lax.rsqrt(mean_square + eps)
   return (normed * scale_D.astype(wide.dtype)).astype(x_BTD.dtype)
 
