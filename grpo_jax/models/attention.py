@@ -11,8 +11,8 @@ of a prompt the values are (HL) and the keys are not (LH): with these XLA's CPU
 library takes each sum in the same order for the few queries of a decode step
 and for the many of an update. (With own values SH and prompt keys HL it does
 not, and the sampler's log-probabilities drifted ten times as far from the
-update's: 9e-6 at most in 60 batches of a trained quickstart, 1e-6 so.) Another
-kernel takes the place of `attend` here; no model would know.
+update's: `rollout/logp_drift` in experiments/RESULTS.md.) Another kernel takes
+the place of `attend` here; no model would know.
 
 Keys: P prompts, B rows, N query heads, K key-value heads, R = N / K, T queries,
 L prompt keys, S own keys, H head size, Y layers.
