@@ -9,10 +9,11 @@ Arrays are heads-first (B, heads, tokens, H), so that every product is one of
 batched matrices as they lie in memory. Own keys and values are transposed (HS),
 of a prompt the values are (HL) and the keys are not (LH): with these XLA's CPU
 library takes each sum in the same order for the few queries of a decode step
-and for the many of an update. (With own values SH and prompt keys HL it does
-not, and the sampler's log-probabilities drifted ten times as far from the
-update's: `rollout/logp_drift` in experiments/RESULTS.md.) Another kernel takes
-the place of `attend` here; no model would know.
+and for the many of an update, if there are 64 rows at least. (With own values
+SH and prompt keys HL it does not, and the sampler's log-probabilities drifted
+ten times as far from the update's: `rollout/logp_drift` in
+experiments/RESULTS.md.) Another kernel takes the place of `attend` here; no
+model would know.
 
 Keys: P prompts, B rows, N query heads, K key-value heads, R = N / K, T queries,
 L prompt keys, S own keys, H head size, Y layers.

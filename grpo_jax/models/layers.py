@@ -37,8 +37,8 @@ def rope_tables(
 def rope(x_BKRTH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   """Rotary positions (arxiv.org/abs/2104.09864), halves rotated as in HF.
 
-  The halves are an axis that is reversed: joining them instead took XLA's CPU
-  compiler an eighth of a rollout of shape S1 in experiments/benchmark.py.
+  The halves are an axis that is reversed: XLA's CPU code for joining them
+  instead was an eighth of a rollout of shape S1 in experiments/benchmark.py.
   """
   halves = x_BKRTH.astype(accumulator(x_BKRTH))
   halves = halves.reshape(*x_BKRTH.shape[:-1], 2, -1)
