@@ -38,15 +38,28 @@ def keep_memory() -> None:
   and 94 ms with it (2 CPU cores). Linux with glibc only; elsewhere it does
   nothing.
   """
-  if sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc':
+  libc = _glibc()
+  if libc is None:
     return
-  libc = ctypes.CDLL(None)
   libc.mallopt(-8, 1)  # M_ARENA_MAX: one arena, so that memory is found again.
   libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own.
   # M_TRIM_THRESHOLD: never give back what is freed. (Above 2 GiB, the largest
   # number that fits, a step of SmolLM2-135M took 20.1 s instead of 15.7.)
   libc.mallopt(-1, -1)
   libc.mallopt(-2, 2**28)  # M_TOP_PAD: grow by 256 MiB.
+
+
+def give_back_memory() -> None:
+  """Gives back once what `keep_memory` keeps, for another process to have."""
+  libc = _glibc()
+  if libc is not None:
+    libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+  if sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc':
+    return ctypes.CDLL(None)
+  return None
 
 
 def cut_cpu(devices: int) -> None:

@@ -1,5 +1,8 @@
 import os
+import platform
 import signal
+import subprocess
+import sys
 
 import command
 import pytest
@@ -66,3 +69,31 @@ print(jax.local_device_count('cpu'))
       patch.setenv(name, value)
     done = command.run(str(script))
   assert (done.stdout, done.stderr) == (f'{found}\n', '')
+
+
+@pytest.mark.skipif(
+  platform.libc_ver()[0] != 'glibc' or sys.platform != 'linux',
+  reason='other systems give memory back by themselves',
+)
+def test_kept_memory_is_given_back_when_asked_for():
+  """In a process of its own, whose memory nothing else uses."""
+  script = (
+    'import ctypes, os\n'
+    'from grpo_jax import process\n'
+    'process.keep_memory()\n'
+    'libc = ctypes.CDLL(None)\n'
+    'libc.malloc.restype = ctypes.c_void_p\n'
+    'def resident():\n'
+    '  pages = int(open("/proc/self/statm").read().split()[1])\n'
+    '  return pages * os.sysconf("SC_PAGE_SIZE") >> 20\n'
+    'block = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(2**28)))\n'
+    'ctypes.memset(block, 1, 2**28)\n'
+    'libc.free(block)\n'
+    'kept = resident()\n'
+    'process.give_back_memory()\n'
+    'print(kept - resident())\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', script], capture_output=True, text=True, check=True
+  )
+  assert int(done.stdout) > 250  # MiB, of the 256.
