@@ -23,6 +23,7 @@ setuptools.setup(
     'jinja2',  # Their chat templates.
     'gguf>=0.17',  # Their weights.
     'tensorflow-datasets>=4.9.9',
+    'interegular>=0.3.3',  # Regular expressions as automata.
     'importlib_resources',  # TFDS without TensorFlow imports it.
     'rich',
     'tensorboardX',
@@ -31,6 +32,7 @@ setuptools.setup(
     'test': [
       'pytest',
       'pytest-xdist',
+      'hypothesis',
       'ruff',
       'matplotlib',
       'nbclient',  # Runs the notebooks, in a kernel:

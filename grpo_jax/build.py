@@ -135,7 +135,7 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
       ],
       c.pretrain.width,
     )
-  text = text_lib.token_text(tokenizer.token_bytes)
+  text = rewards.token_text(tokenizer.token_bytes, _mix(c))
   checkpoint.record(folder, c)
   if not c.tokenizer.path:
     tokenizer.save(folder / 'tokenizer.model')
@@ -175,7 +175,7 @@ def functions(run: Run) -> Functions:
       temperature=c.rollout.temperature,
     )
 
-  reward = functools.partial(rewards.reward, mix=dict(c.reward))
+  reward = functools.partial(rewards.reward, mix=c.reward.to_dict())
   update = functools.partial(
     grpo.grpo_update,
     model=model,
@@ -198,8 +198,7 @@ def functions(run: Run) -> Functions:
 
   def sample(params, prompts, text, key):
     rolled = roll(params, prompts, key, c.eval.samples)
-    mix = evaluate.PARTS | dict(c.reward)
-    return rolled, rewards.reward(rolled, prompts, text, mix)
+    return rolled, rewards.reward(rolled, prompts, text, mix=_mix(c))
 
   return Functions(
     init=init,
@@ -302,6 +301,11 @@ def _tokenizer(c: ConfigDict, examples):
   return tokenizers.train(corpus, c.tokenizer.vocab_size, text_lib.TAGS)
 
 
+def _mix(c: ConfigDict) -> dict[str, Any]:
+  """The parts of the evaluation: those of training, and what it always asks."""
+  return evaluate.PARTS | c.reward.to_dict()
+
+
 def _encoder(c, tokenizer, examples):
   """examples -> Prompts; every prompt and answer is checked once, here."""
 
@@ -309,11 +313,19 @@ def _encoder(c, tokenizer, examples):
     shots = [tuple(shot) for shot in c.data.shots]
     return tokenizer.prompt(prompts.chat(question, c.data.instruction, shots))
 
+  def refer(examples):
+    return rewards.references(examples, tokenizer, _mix(c))
+
+  widths = {
+    name: max(1, *map(len, rows)) for name, rows in refer(examples).items()
+  }
   encode = functools.partial(
     prompts.encode,
     to_ids=to_ids,
     max_prompt=c.data.max_prompt,
     answer_bytes=max(len(example.answer.encode()) for example in examples),
+    refer=refer,
+    widths=widths,
   )
   encode(examples)
   return encode

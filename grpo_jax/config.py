@@ -14,8 +14,9 @@ import pkgutil
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import advantages, datasets, models, optim, rewards
+from grpo_jax import advantages, datasets, models, optim
 from grpo_jax.losses import aggregate, kl, policy
+from grpo_jax.rewards import mix
 
 
 def default() -> ConfigDict:
@@ -62,7 +63,8 @@ def default() -> ConfigDict:
   c.rollout.max_tokens = 64  # Longest completion, T, in tokens.
   c.rollout.temperature = 1.0  # The update divides its logits by it as well.
 
-  c.reward = ConfigDict({'answer': 1.0, 'format': 0.1})  # File -> weight.
+  c.reward = ConfigDict({'answer': 1.0, 'format': 0.1})  # rewards/<name>.py ->
+  # weight, or {'weight': ..., knobs}; see rewards/mix.py.
   c.advantage = ConfigDict({'name': 'grpo'})  # advantages.py, and its knobs.
   c.loss = ConfigDict({'name': 'grpo', 'clip_low': 0.2, 'clip_high': 0.2})
   # losses/policy.py, and its knobs.
@@ -195,10 +197,9 @@ def check(c: ConfigDict) -> None:
     )
   _check_choice('model.name', c.model.name, _modules(models, 'build'))
   datasets.find(c.data.name)
-  for name in c.reward:
-    rewards.load(name)
-  if not any(c.reward.values()):
-    raise ValueError(f'reward={dict(c.reward)}: no part has a weight')
+  parts = mix.parse(c.reward.to_dict())
+  if not any(part.weight for part in parts):
+    raise ValueError(f'reward={c.reward.to_dict()}: no part has a weight')
   for section in _CHOICES:
     choose(section, c[section])
   for section, knobs in (

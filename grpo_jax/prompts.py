@@ -5,7 +5,8 @@ encode(examples) -> Prompts
 document(example) -> ids    prompt, completion and the token that ends it
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -33,6 +34,10 @@ def encode(
   to_ids: Callable[[str], list[int]],
   max_prompt: int,
   answer_bytes: int,
+  refer: Callable[
+    [Sequence[Example]], dict[str, list[list[int]]]
+  ] = lambda _: {},
+  widths: Mapping[str, int] = MappingProxyType({}),
 ) -> Prompts:
   """Arrays (NumPy) of the examples' prompts and reference answers.
 
@@ -41,6 +46,8 @@ def encode(
     to_ids: question -> token ids of the whole prompt.
     max_prompt: L, tokens.
     answer_bytes: C, at least as many as the longest answer has.
+    refer: what the parts of the reward want to know of each example.
+    widths: N, at least as many as any example has of it.
 
   Raises:
     ValueError: a prompt or answer is longer than that.
@@ -65,7 +72,12 @@ def encode(
     lengths_P[p] = len(ids)
     answers_PC[p, : len(answer)] = list(answer)
   ids_P = np.array([example.id for example in examples], np.uint32)
-  return Prompts(tokens_PL, lengths_P, ids_P, answers_PC)
+  references = {}
+  for name, rows in refer(examples).items():
+    references[name] = np.full((P, widths[name]), -1, np.int32)
+    for row_N, row in zip(references[name], rows, strict=True):
+      row_N[: len(row)] = row
+  return Prompts(tokens_PL, lengths_P, ids_P, answers_PC, references)
 
 
 def completion(example: Example, reasoned: bool) -> str:

@@ -2,7 +2,8 @@
 
 `token_text` turns a tokenizer's vocabulary into tables, once and on the host.
 From then on everything is arrays: token ids and lengths go in, counts and byte
-positions come out, and nothing calls back.
+positions come out, and nothing calls back. reader.py does the same for regular
+expressions.
 
 A tag is found by an automaton that was run over the text of every vocabulary
 entry beforehand, so a completion costs one look-up for each token. It does not
@@ -19,7 +20,7 @@ bytes, and V is one more than the vocabulary: the last entry is empty.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
@@ -49,6 +50,8 @@ class TokenText:
   lengths_V: jax.Array  # int32, bytes.
   solids_V: jax.Array  # int32, bytes that are not whitespace.
   tags: dict[str, TagTable]
+  # Name of a reward -> name of a machine -> Reader; see reader.py.
+  readers: dict[str, dict[str, Any]] = struct.field(default_factory=dict)
 
 
 class Found(NamedTuple):
@@ -117,11 +120,11 @@ def find(
   return tuple(found)
 
 
-def starts(
+def offsets(
   text: TokenText, tokens_BT: jax.Array, lengths_B: jax.Array
-) -> jax.Array:
-  """The position of each token; padding stands at the end of the text."""
-  return _offsets(text.lengths_V, tokens_BT, lengths_B)[0]
+) -> tuple[jax.Array, jax.Array]:
+  """Where each token starts and ends; padding is at the end of the text."""
+  return _offsets(text.lengths_V, tokens_BT, lengths_B)
 
 
 def solids(

@@ -29,6 +29,8 @@ class Prompts:
   lengths_P: jax.Array  # int32, tokens; masks come from here, not from ids.
   ids_P: jax.Array  # uint32, names the prompt in the sampler's noise.
   answers_PC: jax.Array  # uint8, UTF-8 of the reference answer, zero-padded.
+  # Reward name -> int32 [P, N], what it has to know besides; -1 is padding.
+  references: dict[str, jax.Array] = struct.field(default_factory=dict)
 
 
 @struct.dataclass

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import advantages, rewards
+from grpo_jax import advantages
+from grpo_jax.rewards import mix
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden' / 'advantages.npz')
 
@@ -70,9 +71,9 @@ def test_estimators_give_the_numbers_of_trl_and_verl(key):
   knobs = {'eps': 1e-6} if (codebase, name) == ('verl', 'grpo') else {}
   rewards_RPG = np.moveaxis(GOLDEN[f'{case}/rewards'], -1, 0)
   parts = {str(r): rewards_PG for r, rewards_PG in enumerate(rewards_RPG)}
-  mix = dict(zip(parts, GOLDEN[f'{case}/weights'].tolist(), strict=True))
+  weights = zip(parts, GOLDEN[f'{case}/weights'].tolist(), strict=True)
   with jax.enable_x64(True):
-    total_PG = rewards.total(parts, mix)
+    total_PG = mix.total(parts, [mix.Part(*item) for item in weights])
     actual_PG = getattr(advantages, name)(total_PG, **knobs)
   np.testing.assert_allclose(actual_PG, GOLDEN[key], rtol=1e-10, atol=1e-10)
 

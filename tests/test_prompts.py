@@ -1,5 +1,6 @@
 """Examples as arrays and documents."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -58,10 +59,20 @@ def test_an_example_has_the_same_row_wherever_it_stands():
   def to_ids(text):
     return list(text.encode())
 
-  found = prompts.encode(EXAMPLES, to_ids, 8, 5)
-  turned = prompts.encode(EXAMPLES[::-1], to_ids, 8, 5)
-  for name, array in vars(found).items():
-    np.testing.assert_array_equal(getattr(turned, name)[::-1], array)
+  def refer(examples):
+    return {'sizes': [list(map(len, example[:2])) for example in examples]}
+
+  found, turned = (
+    prompts.encode(examples, to_ids, 8, 5, refer, {'sizes': 3})
+    for examples in (EXAMPLES, EXAMPLES[::-1])
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a[::-1], b), turned, found
+  )
+  assert found.references['sizes'][0].tolist() == [
+    *map(len, EXAMPLES[0][:2]),
+    -1,
+  ]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import rewards, text, types
+from grpo_jax.rewards import mix
 
 ANSWERS = [b'7', b'42', b'-3', '√2'.encode(), b'a b', b'']
 C = 6
@@ -120,13 +121,13 @@ def make_rollout(rng, token_lists, answers, G):
   return rollout, prompts
 
 
-def score(completions, reference=b'7', mix=None, ended=True):
+def score(completions, reference=b'7', ended=True, **parts):
   """Rewards of a few completions of one prompt, byte by byte."""
   rng = np.random.default_rng(0)
   args = [*make_rollout(rng, completions, [reference], len(completions))]
   args[0] = args[0].replace(ended_PG=jnp.full_like(args[0].ended_PG, ended))
   table = text.token_text([bytes([byte]) for byte in range(256)])
-  return rewards.reward(*args, table, mix or {'answer': 1.0, 'format': 0.5})
+  return rewards.reward(*args, table, parts or {'answer': 1.0, 'format': 0.5})
 
 
 @pytest.mark.parametrize('vocabulary', [fragments, whole_tags])
@@ -140,9 +141,9 @@ def test_rewards_equal_regular_expressions_on_mutated_text(vocabulary, seed):
   tokens = [encode(rng, vocabulary, data) for data in texts]
   rollout, prompts = make_rollout(rng, tokens, answers, G)
   ended_B = np.asarray(rollout.ended_PG).reshape(-1)
-  mix = {'answer': 1.0, 'format': 0.25}
+  parts = {'answer': 1.0, 'format': 0.25}
   table = text.token_text(vocabulary)
-  scores = jax.jit(lambda *args: rewards.reward(*args, mix))(
+  scores = jax.jit(lambda *args: rewards.reward(*args, parts))(
     rollout, prompts, table
   )
 
@@ -198,7 +199,7 @@ def test_a_completion_that_was_cut_off_has_no_format():
 
 def test_a_reward_without_weight_is_only_a_metric():
   good = list(b'<think>x</think><answer>7</answer>')
-  scores = score([good], mix={'answer': 0.0, 'format': 2.0})
+  scores = score([good], answer=0.0, format=2.0)
   assert scores.total_PG == 2 and scores.parts['answer'] == 1
 
 
@@ -209,7 +210,8 @@ def test_nan_leaves_a_part_out_and_nothing_scored_is_nan():
     'b': jnp.array([[1.0, 1.0, nan, nan, nan]]),
     'metric': jnp.array([[9.0, 9.0, nan, nan, 9.0]]),
   }
-  total_PG = rewards.total(parts, {'a': 0.5, 'b': 2.0, 'metric': 0.0})
+  weights = {'a': 0.5, 'b': 2.0, 'metric': 0.0}
+  total_PG = mix.total(parts, [mix.Part(*item) for item in weights.items()])
   np.testing.assert_array_equal(total_PG, [[2.5, 2.0, 0.5, nan, nan]])
 
 
@@ -217,16 +219,16 @@ def test_one_file_adds_a_reward(monkeypatch):
   module = python_types.ModuleType('grpo_jax.rewards.brevity')
   module.brevity = lambda rollout, prompts, text: -1.0 * rollout.lengths_PG
   monkeypatch.setitem(sys.modules, module.__name__, module)
-  found = [*rewards.pkgutil.iter_modules(rewards.__path__)]
+  found = [*mix.pkgutil.iter_modules(rewards.__path__)]
   found.append(python_types.SimpleNamespace(name='brevity'))
-  monkeypatch.setattr(rewards.pkgutil, 'iter_modules', lambda path: found)
-  scores = score([[65, 66, 67]], mix={'answer': 1.0, 'brevity': 0.1})
+  monkeypatch.setattr(mix.pkgutil, 'iter_modules', lambda path: found)
+  scores = score([[65, 66, 67]], answer=1.0, brevity=0.1)
   np.testing.assert_allclose(scores.total_PG, [[-0.3]], rtol=1e-6)
 
 
 def test_an_unknown_reward_is_refused_with_the_known_ones():
   with pytest.raises(ValueError, match="no reward 'anwser'; there are answer,"):
-    rewards.load('anwser')
+    mix.load('anwser')
 
 
 def test_the_reward_compiles_without_a_callback():

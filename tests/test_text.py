@@ -118,7 +118,7 @@ def test_spans_trims_and_counts_equal_slices_of_the_text(seed):
 def test_tokens_start_where_the_text_before_them_ends():
   vocabulary = fragments(5)
   tokens_BT, lengths_B = random_batch(vocabulary, 5, B=50)
-  starts_BT = text.starts(text.token_text(vocabulary), tokens_BT, lengths_B)
+  starts_BT, _ = text.offsets(text.token_text(vocabulary), tokens_BT, lengths_B)
   for t in range(tokens_BT.shape[1]):
     before = decode(vocabulary, tokens_BT, np.minimum(lengths_B, t))
     np.testing.assert_array_equal(starts_BT[:, t], [len(x) for x in before])

@@ -1,61 +1,103 @@
 """The reward: a declared mix of parts, one file each.
 
 A part is a pure function from token ids to scores, so that it compiles together
-with the rollout; `text.py` has what it needs to read a completion. NaN is its
-way to say 'I cannot score this one'. The config names parts and weights:
+with the rollout; text.py and reader.py have what it needs to read a completion.
+NaN is its way to say 'I cannot score this one'. The config names the parts, and
+gives each a weight, or a weight and more (mix.py):
 
-  c.reward = {'answer': 1.0, 'format': 0.1}
+  c.reward = {'answer': 1.0, 'length': {'weight': 0.1, 'gate': 'answer'}}
 
 To add a part, write `rewards/<name>.py` with one public function of that name,
 
-  def <name>(rollout: Rollout, prompts: Prompts, text: TokenText) -> score_PG
+  def <name>(rollout, prompts, text, *, knob=default, ...) -> score_PG
 
-and give it a weight. With weight 0 it is a metric and no more.
+and give it a weight. With weight 0 it is a metric and no more. Some keywords
+are not knobs but filled in, if the function has them:
+
+  right_PG      bool, where another part, which the knob `right` names, has 1
+  reference_PN  int32, what the part's own `reference` says of each problem
+  readers       name -> Reader, of the machines that its own `reads` returns
+
+with, in the same file and with the same knobs,
+
+  def reference(example, tokenizer, *, ...) -> ints, padded with -1
+  def reads(*, ...) -> {name: Machine}          see automata.py
+  def tags(*, ...) -> literals that text.find is to know besides text.TAGS
 """
 
-from collections.abc import Callable, Mapping
-import importlib
-import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-
+from grpo_jax import reader
+from grpo_jax import text as text_lib
+from grpo_jax.datasets import Example
+from grpo_jax.rewards import mix as mix_lib
 from grpo_jax.text import TokenText
 from grpo_jax.types import Prompts, Rewards, Rollout
+
+Mix = Mapping[str, float | Mapping[str, Any]]
 
 
 def reward(
   rollout: Rollout,
   prompts: Prompts,
   text: TokenText,
-  mix: Mapping[str, float],
+  mix: Mix,
 ) -> Rewards:
-  """Scores completions; `mix` is {module in grpo_jax/rewards: weight}.
+  """Scores completions.
+
+  Args:
+    rollout: the completions.
+    prompts: what they answer, with the `references` of this mix.
+    text: the vocabulary, as `token_text` makes it for this mix.
+    mix: name of a part -> its weight, or a mapping of its knobs.
 
   Raises:
-    ValueError: the mix names a part that does not exist.
+    ValueError: the mix names a part or a knob that does not exist.
   """
-  parts = {name: load(name)(rollout, prompts, text) for name in mix}
-  return Rewards(total_PG=total(parts, mix), parts=parts)
+  parts = mix_lib.parse(mix)
+  scores = {}
+  for part in parts:
+    given = dict(part.knobs)
+    if 'right_PG' in part.takes:
+      given['right_PG'] = scores[part.right] >= 1
+    if 'reference_PN' in part.takes:
+      given['reference_PN'] = prompts.references[part.name]
+    if 'readers' in part.takes:
+      given['readers'] = text.readers[part.name]
+    scores[part.name] = part.function(rollout, prompts, text, **given)
+  scores = {name: scores[name] for name in mix}  # As they were declared.
+  return Rewards(total_PG=mix_lib.total(scores, parts), parts=scores)
 
 
-def total(
-  parts: Mapping[str, jax.Array], mix: Mapping[str, float]
-) -> jax.Array:
-  """The weighted sum of the parts, of whatever shape they are.
+def token_text(token_bytes: Sequence[bytes], mix: Mix) -> TokenText:
+  """Tables of a vocabulary with all that the parts of a mix look for."""
+  parts = mix_lib.parse(mix)
+  tags = dict.fromkeys(text_lib.TAGS)
+  for part in parts:
+    if part.tags:
+      tags |= dict.fromkeys(part.tags(**part.knobs))
+  text = text_lib.token_text(token_bytes, tuple(tags))
+  readers = {
+    part.name: {
+      name: reader.reader(machine, text)
+      for name, machine in part.reads(**part.knobs).items()
+    }
+    for part in parts
+    if part.reads
+  }
+  return text.replace(readers=readers)
 
-  A NaN leaves that part out for that completion. Where every part that has a
-  weight is NaN, so is the total.
-  """
-  weighted = [parts[name] * mix[name] for name in mix if mix[name]]
-  stacked = jnp.stack(weighted)
-  unscored = jnp.all(jnp.isnan(stacked), axis=0)
-  return jnp.where(unscored, jnp.nan, jnp.nansum(stacked, axis=0))
 
-
-def load(name: str) -> Callable[[Rollout, Prompts, TokenText], jax.Array]:
-  """The public function of `rewards/<name>.py`, which has the same name."""
-  known = [module.name for module in pkgutil.iter_modules(__path__)]
-  if name not in known:
-    raise ValueError(f'no reward {name!r}; there are {", ".join(known)}')
-  return getattr(importlib.import_module(f'{__name__}.{name}'), name)
+def references(
+  examples: Sequence[Example], tokenizer, mix: Mix
+) -> dict[str, list[list[int]]]:
+  """What the parts of a mix want to know of each problem."""
+  return {
+    part.name: [
+      list(part.reference(example, tokenizer, **part.knobs))
+      for example in examples
+    ]
+    for part in mix_lib.parse(mix)
+    if part.reference
+  }

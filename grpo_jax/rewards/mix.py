@@ -1,0 +1,151 @@
+"""What a config says of the parts of a reward, and their weighted sum.
+
+A part is its weight, or a mapping with any of
+
+  weight   of its score in the total; 1 if it is not given
+  clip     (low, high): the score is cut to these bounds first
+  scale    what the score is multiplied by, after `shift` is added
+  shift
+  gate     name of another part: where that one is below `open`, this is 0
+  open     see gate; 1 if it is not given
+  right    name of the part that tells right completions from wrong ones, for
+           parts that ask; 'answer' if it is not given
+  file     which file it is, if not that of its name: one file, two parts
+
+and the knobs of its function. What becomes of a score, in this order:
+
+  score -> clip -> + shift -> * scale -> gate -> * weight -> sum
+
+The metrics show the score as the part gave it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_FILLED = ('right_PG', 'reference_PN', 'readers')
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One part of the mix, with what its file offers."""
+
+  name: str
+  weight: float = 1.0
+  function: Callable[..., jax.Array] | None = None
+  knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  takes: Sequence[str] = ()  # Keywords of the function that are not knobs.
+  tags: Callable | None = None
+  reads: Callable | None = None
+  reference: Callable | None = None
+  clip: tuple[float, float] | None = None
+  shift: float = 0.0
+  scale: float = 1.0
+  gate: str = ''
+  open: float = 1.0
+  right: str = 'answer'
+
+
+def parse(mix: Mapping[str, Any]) -> list[Part]:
+  """The parts, those last that ask which completions are right.
+
+  Raises ValueError, in one line, for a part, knob or bound that does not exist.
+  """
+  parts = [_part(name, entry) for name, entry in mix.items()]
+  asking = [part for part in parts if 'right_PG' in part.takes]
+  for part in parts:
+    if part.gate and (part.gate not in mix or part.gate == part.name):
+      raise ValueError(
+        f'reward.{part.name}.gate={part.gate!r} is not another of the parts '
+        f'{", ".join(mix)}'
+      )
+  known = [part.name for part in parts if part not in asking]
+  for part in asking:
+    if part.right not in known:
+      raise ValueError(
+        f'reward.{part.name}.right={part.right!r} is not one of the parts '
+        f'{", ".join(known)}: give it the weight 0 if it is to count nothing'
+      )
+  return [part for part in parts if part not in asking] + asking
+
+
+def total(scores: Mapping[str, jax.Array], parts: Sequence[Part]) -> jax.Array:
+  """The weighted sum of the scores, of whatever shape they are.
+
+  A NaN leaves that part out for that completion, and so does the NaN of its
+  gate. Where every part that has a weight is NaN, so is the total.
+  """
+  weighted = []
+  for part in parts:
+    if part.weight:
+      score = scores[part.name]
+      if part.clip is not None:
+        score = jnp.clip(score, *part.clip)
+      score = (score + part.shift) * part.scale
+      if part.gate:
+        gate = scores[part.gate]
+        score = jnp.where(gate < part.open, 0.0, score)
+        score = jnp.where(jnp.isnan(gate), jnp.nan, score)
+      weighted.append(part.weight * score)
+  stacked = jnp.stack(weighted)
+  unscored = jnp.all(jnp.isnan(stacked), axis=0)
+  return jnp.where(unscored, jnp.nan, jnp.nansum(stacked, axis=0))
+
+
+def load(name: str):
+  """The module of `rewards/<name>.py`; ValueError lists the known ones."""
+  package = importlib.import_module('grpo_jax.rewards')
+  known = []
+  for info in pkgutil.iter_modules(package.__path__):
+    module = importlib.import_module(f'{package.__name__}.{info.name}')
+    if callable(getattr(module, info.name, None)):
+      known.append(info.name)
+  if name not in known:
+    raise ValueError(f'no reward {name!r}; there are {", ".join(known)}')
+  return importlib.import_module(f'{package.__name__}.{name}')
+
+
+def _part(name: str, entry: float | Mapping[str, Any]) -> Part:
+  knobs = dict(entry) if isinstance(entry, Mapping) else {'weight': entry}
+  file = knobs.pop('file', name)
+  module = load(file)
+  function = getattr(module, file)
+  common = {
+    key: knobs.pop(key)
+    for key in ('clip', 'shift', 'scale', 'gate', 'open', 'right')
+    if key in knobs
+  }
+  keywords = [
+    p.name
+    for p in inspect.signature(function).parameters.values()
+    if p.kind is p.KEYWORD_ONLY
+  ]
+  takes = tuple(key for key in keywords if key in _FILLED)
+  weight = knobs.pop('weight', 1.0)
+  for knob in knobs:
+    if knob not in keywords or knob in _FILLED:
+      own = [key for key in keywords if key not in _FILLED]
+      raise ValueError(
+        f'reward.{name}.{knob}: {file!r} does not take it; it takes weight, '
+        f'clip, shift, scale, gate, open, right, file, {", ".join(own)}'
+      )
+  clip = common.get('clip')
+  if clip is not None and (len(clip) != 2 or not clip[0] <= clip[1]):
+    raise ValueError(f'reward.{name}.clip={clip} must be (low, high)')
+  return Part(
+    name=name,
+    weight=weight,
+    function=function,
+    knobs=knobs,
+    takes=takes,
+    tags=getattr(module, 'tags', None),
+    reads=getattr(module, 'reads', None),
+    reference=getattr(module, 'reference', None),
+    **common,
+  )
