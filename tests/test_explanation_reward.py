@@ -170,6 +170,13 @@ def test_the_same_reasoning_is_1_and_none_is_0():
   np.testing.assert_allclose(score_PG, [[1, 0, 0, 0, 0.125]])
 
 
+def test_a_token_that_stands_far_apart_in_the_reference_counts_once():
+  """The carry goes through a word of bits that has nothing to do with it."""
+  reference = [256, *range(80), 256]
+  score_PG = score([[265, 256, 266]], [reference], 82, share=0.0)
+  np.testing.assert_allclose(score_PG, [[2 / 83]], rtol=1e-6)
+
+
 def test_the_reference_is_the_reasoning_of_the_example():
   class Tokenizer:
     def encode(self, words):
