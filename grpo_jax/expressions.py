@@ -45,6 +45,7 @@ def expression(bytes_BC: jax.Array) -> values.Value:
   formed_B = tokens.formed_B & balanced_B & _alternates(kinds_BC)
   # A row that is not to be evaluated must not keep the others waiting.
   kinds_BC = jnp.where((formed_B & shallow_B)[:, None], kinds_BC, 0)
+  kinds_BC = kinds_BC.at[:, -1].set(ord('+'))  # Finishes the last term.
   total, divides_B, fits_B = _evaluate(tokens._replace(kinds_BC=kinds_BC))
   return values.value(total, formed_B & divides_B, shallow_B & fits_B)
 
@@ -64,7 +65,7 @@ def literals(bytes_BC: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
 
 
 class _Tokens(NamedTuple):
-  """The tokens of an expression, at the front of each row."""
+  """The tokens of an expression, at the front of each row of C + 1."""
 
   kinds_BC: jax.Array  # uint8: n is a number, others stand for themselves.
   number: Ratio  # [B, C], where the kind is n.
@@ -89,7 +90,11 @@ def _tokens(symbols_BC):
   formed_BC = known_BC & (read.formed_BC | ~read.ends_BC)
   kinds_BC = jnp.where(read.ends_BC, ord('n'), symbols_BC).astype(jnp.uint8)
   keep_BC = read.ends_BC | operator_BC
-  pack = lambda x_BC: symbols.pack(x_BC, keep_BC)
+
+  def pack(x_BC):
+    # With a column more, every row ends in padding.
+    return jnp.pad(symbols.pack(x_BC, keep_BC), ((0, 0), (0, 1)))
+
   return _Tokens(
     kinds_BC=pack(kinds_BC),
     number=Ratio(*map(pack, read.value)),
@@ -100,7 +105,6 @@ def _tokens(symbols_BC):
 
 def _alternates(kinds_BC):
   """bool_B: operands and operators take turns; parentheses are not counted."""
-  kinds_BC = jnp.pad(kinds_BC, ((0, 0), (0, 1)))  # A row may have no padding.
   last_BC = symbols.shift(kinds_BC, 1)
   after_BC = (last_BC == ord('n')) | (last_BC == ord(')'))
   begins_BC = (kinds_BC == ord('n')) | (kinds_BC == ord('('))
@@ -178,8 +182,7 @@ def _evaluate(tokens):
     (blank, outer, no_B, yes_B, yes_B),
     jax.tree.map(jnp.transpose, inputs),
   )
-  total, sum_fits_B = rationals.add(level.total, level.term)
-  return total, divides_B, fits_B & sum_fits_B
+  return level.total, divides_B, fits_B
 
 
 def _where(condition_B, x, y):

@@ -27,7 +27,7 @@ def add(x: Ratio, y: Ratio) -> tuple[Ratio, jax.Array]:
 
   Brought to their least common denominator, both terms have to fit as well.
   """
-  shared = jnp.gcd(x.denominator, y.denominator)
+  shared = gcd(x.denominator, y.denominator)
   x_scale = lax.div(y.denominator, shared)
   y_scale = lax.div(x.denominator, shared)
   x_term, x_fits = product(x.numerator, x_scale)
@@ -35,7 +35,7 @@ def add(x: Ratio, y: Ratio) -> tuple[Ratio, jax.Array]:
   denominator, fits = product(x.denominator, x_scale)
   numerator = x_term + y_term
   # Whatever else divides the denominator does not divide the numerator.
-  common = jnp.gcd(numerator, shared)
+  common = gcd(numerator, shared)
   numerator = lax.div(numerator, common)
   fits &= x_fits & y_fits & (jnp.abs(numerator) < LIMIT)
   return _where(fits, Ratio(numerator, lax.div(denominator, common))), fits
@@ -44,7 +44,7 @@ def add(x: Ratio, y: Ratio) -> tuple[Ratio, jax.Array]:
 def multiply(x: Ratio, y: Ratio) -> tuple[Ratio, jax.Array]:
   """The product, and where it fits."""
   # Cancelled before the product, so that nothing is larger than the result.
-  common = jnp.gcd(
+  common = gcd(
     jnp.stack([x.numerator, y.numerator]),
     jnp.stack([y.denominator, x.denominator]),
   )
@@ -67,8 +67,21 @@ def inverse(x: Ratio) -> Ratio:
 
 def lowest(numerator: jax.Array, denominator: jax.Array) -> Ratio:
   """The ratio of two numbers that fit, the second of them above 0."""
-  common = jnp.gcd(numerator, denominator)
+  common = gcd(numerator, denominator)
   return Ratio(lax.div(numerator, common), lax.div(denominator, common))
+
+
+def gcd(x: jax.Array, y: jax.Array) -> jax.Array:
+  """The greatest common divisor, Euclid's; gcd(0, 0) is 0."""
+
+  def step(pair):
+    x, y = pair
+    done = y == 0
+    left = lax.rem(x, jnp.where(done, 1, y))
+    return jnp.where(done, x, y), jnp.where(done, 0, left)
+
+  pair = (jnp.abs(x), jnp.abs(y))
+  return lax.while_loop(lambda pair: jnp.any(pair[1] != 0), step, pair)[0]
 
 
 def product(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:

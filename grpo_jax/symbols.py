@@ -83,17 +83,22 @@ def symbols(bytes_BC: jax.Array) -> jax.Array:
   own_S[list(_ALONE)] = list(_ALONE)
   own_S[list(b' \t\n\v\f\r')] = ord(' ')
   symbols_BC = jnp.asarray(own_S)[bytes_BC]
-  rest_BC = jnp.zeros_like(inside_BC)
+  # Four bytes from each position on in one integer, and the four after these.
+  four_BC = sum(
+    shift(bytes_BC, -n).astype(jnp.uint32) << 8 * n for n in range(4)
+  )
+  next_BC = shift(four_BC, -4)
+  size_BC = jnp.ones_like(bytes_BC)
   for word, symbol in WORDS.items():
     word = word.encode()
-    found_BC = jnp.ones_like(inside_BC)
-    for n, byte in enumerate(word):
-      found_BC &= shift(bytes_BC, -n) == byte
-    # Its first byte becomes the symbol and the rest of it goes away.
+    found_BC = _begins(four_BC, word[:4]) & _begins(next_BC, word[4:])
     symbols_BC = jnp.where(found_BC, ord(symbol or '\0'), symbols_BC)
-    for n in range(1, len(word)):
-      rest_BC |= shift(found_BC, n)
-  return pack(symbols_BC, inside_BC & ~rest_BC & (symbols_BC > 0))
+    size_BC = jnp.where(found_BC, len(word), size_BC)
+  # The first byte of a word became the symbol, and the rest goes away.
+  keep_BC = inside_BC & (symbols_BC > 0)
+  for n in range(1, 8):
+    keep_BC &= shift(size_BC, n) <= n
+  return pack(symbols_BC, keep_BC)
 
 
 def unwrap(bytes_BC: jax.Array) -> jax.Array:
@@ -227,6 +232,12 @@ def is_space(bytes_BC: jax.Array) -> jax.Array:
 
 
 _POWERS = np.array([10**n for n in range(10)], np.int32)
+
+
+def _begins(four_BC, start):
+  """Whether the first bytes of four are these."""
+  mask = jnp.uint32(256 ** len(start) - 1)
+  return four_BC & mask == jnp.uint32(int.from_bytes(start, 'little'))
 
 
 def _is_digit(symbols_BC):
