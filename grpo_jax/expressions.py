@@ -1,10 +1,10 @@
 """The value of an arithmetic expression such as `(55 + 36) - 2 * 19`.
 
 Decimals, + - * / and signs, parentheses, in the usual order: products first,
-and from left to right. Symbols.py says which other spellings of the operators
-are read (`×`, `\\div`, ...) and what may stand around the expression. Whitespace
-may stand between its tokens. All else has no value: two numbers side by side,
-`2(3)`, `2**3`, `7//2`, an equals sign, an empty pair of parentheses.
+and from left to right. `symbols.py` says which spellings of an operator there
+are (`×`, `\\div`, ...) and what may stand around an expression. Whitespace may
+stand between tokens. All else has no value: two numbers side by side, `2(3)`,
+`2**3`, `7//2`, an equals sign, an empty pair of parentheses.
 
 One scan over the tokens keeps, for each open parenthesis, the sum of what is
 finished and the product that is being read: a token is at most one addition and
@@ -144,9 +144,7 @@ def _evaluate(tokens):
     inner = level
     level = _where(closes_B, back, level)
     factor = _where(closes_B, total, _where(number_B, number, one))
-    divides_B &= ~(
-      factor_B & level.over_B & fits_B & (factor.numerator == 0)
-    )
+    divides_B &= ~(factor_B & level.over_B & fits_B & (factor.numerator == 0))
     factor = _where(level.over_B, rationals.inverse(factor), factor)
     term = _where(factor_B, level.term, one)
     product, product_fits_B = rationals.multiply(term, factor)
@@ -165,9 +163,7 @@ def _evaluate(tokens):
       lambda x_B, x_BD: jnp.where(
         opens_B[:, None],
         jnp.concatenate([x_B[:, None], x_BD[:, :-1]], axis=1),
-        jnp.where(
-          closes_B[:, None], jnp.roll(x_BD, -1, axis=1), x_BD
-        ),
+        jnp.where(closes_B[:, None], jnp.roll(x_BD, -1, axis=1), x_BD),
       ),
       inner,
       outer,
