@@ -147,7 +147,7 @@ def test_values_are_what_python_makes_of_the_parsed_text(seed):
   check(batch, actual)
   assert 0.4 < np.mean(actual.exact_B) < 0.8
   assert np.mean(actual.valid_B & ~actual.exact_B) > 0.02
-  assert np.mean(actual.denominator_B > 1) > 0.1
+  assert np.mean(actual.denominator_B > 1) > 0.05
 
 
 PIECES = [*'0123456789', *'++--**//((())). ,=\0', '−', '×', '\\div', '\\boxed{']
@@ -173,7 +173,7 @@ def test_short_texts_of_symbols_have_the_value_that_python_gives_them():
   batch = [bytes(rng.choices(b'0123++--**//(().', k=5)) for _ in range(4096)]
   actual = expression(batch)
   check(batch, actual)
-  assert np.mean(actual.exact_B) > 0.05
+  assert np.mean(actual.exact_B) > 0.03
 
 
 @pytest.mark.parametrize(
