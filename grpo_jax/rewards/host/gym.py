@@ -9,6 +9,7 @@ import reasoning_gym
 from grpo_jax.rewards.host.records import Completion
 
 _OPENING, _CLOSING = '<answer>', '</answer>'
+_GRIDS = ('arc_agi', 'rearc')  # They compare with tuples; JSON has lists.
 
 
 def gym(completion: Completion) -> float:
@@ -25,7 +26,11 @@ def gym(completion: Completion) -> float:
   answer = completion.text[start + len(_OPENING) : end].strip()
   entry = completion.columns['entry']
   entry = json.loads(entry) if isinstance(entry, str) else entry
-  return _dataset(completion.columns['task']).score_answer(answer, entry)
+  task = completion.columns['task']
+  if task in _GRIDS:
+    grid = tuple(map(tuple, entry['metadata']['output']))
+    entry = entry | {'metadata': entry['metadata'] | {'output': grid}}
+  return _dataset(task).score_answer(answer, entry)
 
 
 @functools.cache

@@ -42,19 +42,20 @@ class Pool:
     self._tasks = collections.deque()
     self._changed = threading.Condition()
     self._closed = False
-    self._threads = []
-    start = process.start, self._specs, memory_gib
-    with concurrent.futures.ThreadPoolExecutor(workers) as executor:
-      futures = [executor.submit(*start) for _ in range(workers)]
-    errors = [f.exception() for f in futures if f.exception()]
-    self._workers = [f.result() for f in futures if not f.exception()]
+    self._workers = [None] * workers
+    ready = [concurrent.futures.Future() for _ in range(workers)]
+    # A worker is told to end when the thread that started it ends, so that
+    # each thread starts its own.
+    self._threads = [
+      threading.Thread(target=self._serve, args=[i, ready[i]], daemon=True)
+      for i in range(workers)
+    ]
+    for thread in self._threads:
+      thread.start()
+    errors = [each.exception() for each in ready if each.exception()]
     if errors:
       self.close()
       raise ValueError(str(errors[0])) from errors[0]
-    for i in range(workers):
-      thread = threading.Thread(target=self._serve, args=[i], daemon=True)
-      self._threads.append(thread)
-      thread.start()
 
   def submit(
     self, completions: Sequence[Completion], group_size: int = 1
@@ -101,8 +102,13 @@ class Pool:
   def __exit__(self, *_) -> None:
     self.close()
 
-  def _serve(self, i: int) -> None:
+  def _serve(self, i: int, ready: concurrent.futures.Future[None]) -> None:
     """What thread i does: everything with worker i."""
+    try:
+      self._replace(i)
+    except Exception as error:
+      return ready.set_exception(error)
+    ready.set_result(None)
     while chunk := self._take():
       todo = collections.deque(chunk)
       try:
