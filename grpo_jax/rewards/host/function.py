@@ -28,22 +28,29 @@ SIGNATURES = ('score', 'trl', 'verl')
 
 
 def load(spec: Spec) -> Scorer:
-  """Imports the function and gives it the one signature of all scorers."""
+  """Imports the function and gives it the one signature of all scorers.
+
+  Raises:
+    TypeError: it cannot be called in this way.
+    ImportError, AttributeError: it is not there.
+  """
   if spec.function in BUILT_IN:
     module = importlib.import_module(f'{__package__}.{spec.function}')
     function = getattr(module, spec.function)
     # Code that hangs is wrong, not unscored: code.py keeps the time itself.
     own = {'seconds': spec.seconds} if spec.function == 'code' else {}
-    inspect.signature(function).bind(None, **own, **spec.knobs)
     return _score(function, own | spec.knobs)
   module, _, name = spec.function.partition(':')
   function = operator.attrgetter(name)(importlib.import_module(module))
+  if not callable(function):
+    raise TypeError(f'{spec.function} is {function!r:.50}, not a function')
   return {'score': _score, 'trl': _trl, 'verl': _verl}[spec.signature](
     function, dict(spec.knobs)
   )
 
 
 def _score(function: Callable, knobs: dict[str, Any]) -> Scorer:
+  inspect.signature(function).bind(None, **knobs)
   return lambda completions: [_await(function(c, **knobs)) for c in completions]
 
 
@@ -53,6 +60,9 @@ def _trl(function: Callable, knobs: dict[str, Any]) -> Scorer:
   knobs.pop('group', None)  # The pool has cut the groups.
   accepted = inspect.signature(function).parameters
   greedy = any(p.kind == p.VAR_KEYWORD for p in accepted.values())
+  unknown = [name for name in knobs if not greedy and name not in accepted]
+  if unknown:
+    raise TypeError(f'got an unexpected keyword argument {unknown[0]!r}')
 
   def scorer(completions: list[Completion]) -> list[Any]:
     names = {name: None for c in completions for name in c.columns}
@@ -79,6 +89,8 @@ def _trl(function: Callable, knobs: dict[str, Any]) -> Scorer:
 
 def _verl(function: Callable, knobs: dict[str, Any]) -> Scorer:
   """verl's ground truth may be more than text: the column of that name."""
+  names = ('data_source', 'solution_str', 'ground_truth', 'extra_info')
+  inspect.signature(function).bind(**dict.fromkeys(names), **knobs)
 
   def score(completion: Completion) -> Any:
     result = _await(

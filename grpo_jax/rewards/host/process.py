@@ -38,9 +38,13 @@ def start(specs: Sequence[Spec], memory_gib: float) -> Worker:
   """Starts a process that has imported what it needs.
 
   Raises:
-    ValueError: a function cannot be imported.
+    ValueError: a function cannot be loaded; one line.
     Lost: the process did not start.
   """
+  try:
+    functions = pickle.dumps(list(specs))
+  except Exception as error:
+    raise ValueError(f'a knob cannot travel to a worker: {error}') from error
   ours, theirs = socket.socketpair()
   fd = theirs.fileno()
   with theirs:
@@ -56,7 +60,7 @@ def start(specs: Sequence[Spec], memory_gib: float) -> Worker:
   paths = [path or os.getcwd() for path in sys.path]
   how = (worker.key, int(memory_gib * 2**30), paths)
   try:
-    send(worker, [pickle.dumps(how), pickle.dumps(list(specs))])
+    send(worker, [pickle.dumps(how), functions])
     status, _, detail = receive(worker, 0, _START)
   except TimeoutError as error:
     stop(worker)
