@@ -31,6 +31,7 @@ setuptools.setup(
     'test': [
       'pytest',
       'pytest-xdist',
+      'hypothesis',
       'ruff',
       'matplotlib',
       'nbclient',  # Runs the notebooks, in a kernel:

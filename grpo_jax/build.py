@@ -114,7 +114,7 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
       str(folder / 'data'),
       heldout=c.data.heldout,
       progress=advance,
-      **c.data.knobs,
+      **c.data.knobs.to_dict(),
     )
   examples = dataset.all('train')
   tokenizer = _tokenizer(c, examples)
@@ -130,7 +130,9 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
   if c.pretrain.steps:
     documents = packing.pack(
       [
-        prompts.document(example, tokenizer, c.pretrain.reasoned)
+        prompts.document(
+          example, tokenizer, c.pretrain.reasoned, c.data.template
+        )
         for example in examples
       ],
       c.pretrain.width,
@@ -295,7 +297,7 @@ def _tokenizer(c: ConfigDict, examples):
   """
   if c.tokenizer.path:
     return tokenizers.load(c.tokenizer.path)
-  corpus = []
+  corpus = [prompts.fill(c.data.template, '')] if c.data.template else []
   for i, example in enumerate(examples[:5_000]):
     completion = prompts.completion(example, reasoned=i % 2 == 0)
     corpus += [example.prompt, completion]
@@ -307,7 +309,9 @@ def _encoder(c, tokenizer, examples):
 
   def to_ids(question: str) -> list[int]:
     shots = [tuple(shot) for shot in c.data.shots]
-    return tokenizer.prompt(prompts.chat(question, c.data.instruction, shots))
+    return prompts.to_ids(
+      question, tokenizer, c.data.template, c.data.instruction, shots
+    )
 
   encode = functools.partial(
     prompts.encode,

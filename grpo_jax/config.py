@@ -14,7 +14,7 @@ import pkgutil
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import advantages, datasets, models, optim, rewards
+from grpo_jax import advantages, datasets, models, optim, prompts, rewards
 from grpo_jax.losses import aggregate, kl, policy
 
 
@@ -42,9 +42,12 @@ def default() -> ConfigDict:
   c.data = ConfigDict()
   c.data.name = 'chains'  # datasets/<name>.py
   c.data.knobs = ConfigDict()  # Arguments of its examples(); see the file.
-  c.data.heldout = 0.05  # Share of the problems that is never trained on.
+  c.data.heldout = 0.05  # Share of the problems that is never trained on,
+  # where the dataset has no test split of its own.
   c.data.prompts = 16  # Prompts a step, P.
   c.data.max_prompt = 32  # Tokens, L; a longer prompt is an error.
+  c.data.template = ''  # 'r1_zero' and others of prompts.py, or a text with
+  # {question} in it; '' is the tokenizer's chat template.
   c.data.instruction = ''  # Said before the worked examples; '' says nothing.
   c.data.shots = ()  # Worked examples: (question, completion) pairs, as
   # earlier turns of the chat. The shared prompt makes them nearly free.
@@ -195,6 +198,7 @@ def check(c: ConfigDict) -> None:
     )
   _check_choice('model.name', c.model.name, _modules(models, 'build'))
   datasets.find(c.data.name)
+  prompts.check(c.data.template, c.data.instruction, c.data.shots)
   for name in c.reward:
     rewards.load(name)
   if not any(c.reward.values()):
