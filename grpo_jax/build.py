@@ -117,7 +117,7 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
       str(folder / 'data'),
       heldout=c.data.heldout,
       progress=advance,
-      **c.data.knobs,
+      **c.data.knobs.to_dict(),
     )
   examples = dataset.all('train')
   tokenizer = _tokenizer(c, examples)
@@ -133,12 +133,14 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
   if c.pretrain.steps:
     documents = packing.pack(
       [
-        prompts.document(example, tokenizer, c.pretrain.reasoned)
+        prompts.document(
+          example, tokenizer, c.pretrain.reasoned, c.data.template
+        )
         for example in examples
       ],
       c.pretrain.width,
     )
-  text = rewards.token_text(tokenizer.token_bytes, mix(c))
+  text = rewards.token_text(tokenizer.token_bytes, config_lib.reward_mix(c))
   checkpoint.record(folder, c)
   if not c.tokenizer.path:
     tokenizer.save(folder / 'tokenizer.model')
@@ -204,7 +206,7 @@ def functions(run: Run) -> Functions:
 
   def sample(params, prompts, text, key):
     rolled = roll_sample(params, prompts, key)
-    return rolled, rewards.reward(rolled, prompts, text, mix=mix(c))
+    return rolled, rewards.reward(rolled, prompts, text, mix=config_lib.reward_mix(c))
 
   def score(rolled, text, hosted, mix):
     rolled = jax.tree.map(lambda *x: jax.numpy.concatenate(x), *rolled)
@@ -223,17 +225,11 @@ def functions(run: Run) -> Functions:
     reward=reward,
     update=update,
     score=functools.partial(score, mix=c.reward.to_dict()),
-    score_sample=functools.partial(score, mix=mix(c)),
+    score_sample=functools.partial(score, mix=config_lib.reward_mix(c)),
     iterate=iterate,
     rollout_sample=roll_sample,
     sample=sample,
   )
-
-
-def mix(c: ConfigDict) -> dict[str, Any]:
-  """The parts of an evaluation: those of training, and what it always asks."""
-  asked = dict.fromkeys((c.eval.right, c.eval.reasoned), 0.0)
-  return asked | c.reward.to_dict()
 
 
 def choose(section: str, c: ConfigDict) -> Callable:
@@ -313,16 +309,11 @@ def _tokenizer(c: ConfigDict, examples):
   """
   if c.tokenizer.path:
     return tokenizers.load(c.tokenizer.path)
-  corpus = []
+  corpus = [prompts.fill(c.data.template, '')] if c.data.template else []
   for i, example in enumerate(examples[:5_000]):
     completion = prompts.completion(example, reasoned=i % 2 == 0)
     corpus += [example.prompt, completion]
   return tokenizers.train(corpus, c.tokenizer.vocab_size, text_lib.TAGS)
-
-
-def _mix(c: ConfigDict) -> dict[str, Any]:
-  """The parts of the evaluation: those of training, and what it always asks."""
-  return evaluate.PARTS | c.reward.to_dict()
 
 
 def _encoder(c, tokenizer, examples):
@@ -330,10 +321,12 @@ def _encoder(c, tokenizer, examples):
 
   def to_ids(question: str) -> list[int]:
     shots = [tuple(shot) for shot in c.data.shots]
-    return tokenizer.prompt(prompts.chat(question, c.data.instruction, shots))
+    return prompts.to_ids(
+      question, tokenizer, c.data.template, c.data.instruction, shots
+    )
 
   def refer(examples):
-    return rewards.references(examples, tokenizer, mix(c))
+    return rewards.references(examples, tokenizer, config_lib.reward_mix(c))
 
   widths = {
     name: max(1, *map(len, rows)) for name, rows in refer(examples).items()
@@ -359,7 +352,7 @@ def _batches(c: ConfigDict) -> dict[str, int]:
     ),
     'the smaller of eval.batch and eval.problems': _eval_batch(c),
   }
-  if any(part.host for part in rewards.mix_lib.parse(mix(c))):
+  if any(part.host for part in rewards.mix_lib.parse(config_lib.reward_mix(c))):
     found['data.prompts / host.pieces'] = c.data.prompts // c.host.pieces
   if c.pretrain.steps:
     found['pretrain.rows'] = c.pretrain.rows

@@ -14,7 +14,7 @@ import pkgutil
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import advantages, datasets, models, optim
+from grpo_jax import advantages, datasets, models, optim, prompts
 from grpo_jax.losses import aggregate, kl, policy
 from grpo_jax.rewards import host, mix
 
@@ -43,9 +43,12 @@ def default() -> ConfigDict:
   c.data = ConfigDict()
   c.data.name = 'chains'  # datasets/<name>.py
   c.data.knobs = ConfigDict()  # Arguments of its examples(); see the file.
-  c.data.heldout = 0.05  # Share of the problems that is never trained on.
+  c.data.heldout = 0.05  # Share of the problems that is never trained on,
+  # where the dataset has no test split of its own.
   c.data.prompts = 16  # Prompts a step, P.
   c.data.max_prompt = 32  # Tokens, L; a longer prompt is an error.
+  c.data.template = ''  # 'r1_zero' and others of prompts.py, or a text with
+  # {question} in it; '' is the tokenizer's chat template.
   c.data.instruction = ''  # Said before the worked examples; '' says nothing.
   c.data.shots = ()  # Worked examples: (question, completion) pairs, as
   # earlier turns of the chat. The shared prompt makes them nearly free.
@@ -205,7 +208,8 @@ def check(c: ConfigDict) -> None:
     )
   _check_choice('model.name', c.model.name, _modules(models, 'build'))
   datasets.find(c.data.name)
-  parts = mix.parse(c.reward.to_dict())
+  prompts.check(c.data.template, c.data.instruction, c.data.shots)
+  parts = mix.parse(reward_mix(c))
   if any(part.host for part in parts) and c.data.prompts % c.host.pieces:
     raise ValueError(
       f'data.prompts={c.data.prompts} must be a multiple of '
@@ -236,6 +240,12 @@ def check(c: ConfigDict) -> None:
       f'pretrain.steps={c.pretrain.steps} trains random weights, but '
       f'model.init={c.model.init!r} loads some: one of them must go'
     )
+
+
+def reward_mix(c: ConfigDict) -> dict:
+  """The parts of the reward, and those that an evaluation asks for."""
+  asked = dict.fromkeys((c.eval.right, c.eval.reasoned), 0.0)
+  return asked | c.reward.to_dict()
 
 
 _DTYPES = ('float32', 'bfloat16', 'float64')  # The last to study rounding.

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import numpy as np
 
-from grpo_jax import build, sharding
+from grpo_jax import build, config, sharding
 from grpo_jax.datasets import Example
 from grpo_jax.rewards import host, mix
 from grpo_jax.types import Prompts, Rewards, Rollout
@@ -25,7 +25,7 @@ from grpo_jax.types import Prompts, Rewards, Rollout
 
 def specs(c: ConfigDict) -> list[host.Spec]:
   """What of the reward the host has to score."""
-  parts = mix.parse(build.mix(c))
+  parts = mix.parse(config.reward_mix(c))
   return [part.host for part in parts if part.host]
 
 

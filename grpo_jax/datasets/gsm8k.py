@@ -24,6 +24,7 @@ _URL = (
   'https://raw.githubusercontent.com/openai/grade-school-math/master/'
   'grade_school_math/data/'
 )
+_FOLDER = None  # Where TFDS keeps it for all runs; None is its own choice.
 _SECONDS = 10  # TFDS itself tries for minutes before it says 'no network'.
 
 
@@ -55,7 +56,7 @@ def _tfds() -> Iterator[tuple[str, dict[str, str], str]]:
   import tensorflow_datasets as tfds
   from tensorflow_datasets.text.gsm8k import gsm8k  # noqa: F401, registers it.
 
-  builder = tfds.builder('gsm8k', file_format='array_record')
+  builder = tfds.builder('gsm8k', data_dir=_FOLDER, file_format='array_record')
   if not builder.is_prepared():
     try:
       urllib.request.urlopen(_URL + 'test.jsonl', timeout=_SECONDS).close()

@@ -31,7 +31,7 @@ def examples(
 ) -> Iterator[Example]:
   """`size` problems; raises ValueError for a task or config that is not there.
 
-  Problems are generated anew for each seed; repeated ones are dropped later.
+  Of 'chain_sum', 10,000 take about 2 seconds; puzzles take longer.
   """
   for item in _dataset(task, size, seed, dict(config or {})):
     yield Example(
@@ -65,10 +65,12 @@ def _dataset(task: str, size: int, seed: int, config: dict[str, Any]):
     raise ValueError(f'size={size} must be at least 1')
   if task not in factory.DATASETS:
     near = difflib.get_close_matches(task, factory.DATASETS, n=5, cutoff=0.5)
-    hint = (
-      f'near are {", ".join(near)}' if near else ', '.join(factory.DATASETS)
+    raise ValueError(
+      f'reasoning-gym has no task {task!r}; there are '
+      f'{", ".join(near or factory.DATASETS)}'
     )
-    raise ValueError(f'reasoning-gym has no task {task!r}; {hint}')
+  if task == 'composite':
+    raise ValueError("task 'composite': use data.name = 'mixture' of tasks")
   try:
     return reasoning_gym.create_dataset(task, size=size, seed=seed, **config)
   except (TypeError, ValueError, AssertionError) as error:

@@ -118,17 +118,16 @@ def shares(weights: dict[str, float]) -> tuple[int, ...]:
   """
   wanted = np.array(list(weights.values()))
   wanted = wanted / wanted.sum()
-  best, least = None, np.inf
-  for size in range(len(weights), _BLOCK + 1):
-    counts = np.rint(size * wanted).astype(int)
-    error = np.abs(counts / size - wanted).max()
-    if counts.all() and counts.sum() == size and error < least - 1e-9:
-      best, least = counts, error
-  if best is None:
+  sizes = np.arange(len(weights), _BLOCK + 1)
+  counts = np.rint(sizes[:, None] * wanted).astype(int)
+  errors = np.abs(counts / sizes[:, None] - wanted).max(axis=1)
+  errors[counts.min(axis=1) == 0] = np.inf
+  errors[counts.sum(axis=1) != sizes] = np.inf
+  if errors.min() == np.inf:
     raise ValueError(
       f'mixture: the weights {weights} differ by more than {_BLOCK} to 1'
     )
-  return tuple(best.tolist())
+  return tuple(counts[errors <= errors.min() + 1e-9][0].tolist())
 
 
 def _turns(

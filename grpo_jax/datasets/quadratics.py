@@ -51,7 +51,7 @@ def examples(
       raise ValueError(f'{name}={value} must be at least {least}')
   rng = random.Random(seed)
   for _ in range(problems):
-    yield _example(*_DRAWS[rng.choice(kinds)](rng, leading, largest))
+    yield example(*_DRAWS[rng.choice(kinds)](rng, leading, largest))
 
 
 def _integer(rng, leading, largest) -> tuple[int, int, int]:
@@ -86,7 +86,8 @@ _DRAWS = {
 }
 
 
-def _example(a: int, b: int, c: int) -> Example:
+def example(a: int, b: int, c: int) -> Example:
+  """The equation a x^2 + b x + c = 0, whose roots are real."""
   square = b * b - 4 * a * c
   outside, inside = _root(square)
   if inside == 1:
@@ -96,7 +97,9 @@ def _example(a: int, b: int, c: int) -> Example:
     roots = [_surd(-b, sign, outside, inside, 2 * a) for sign in '-+']
   answer = ' or '.join(f'x = {root}' for root in roots)
   simple = _times(outside, inside)
-  shown = f'sqrt({square})' + (f' = {simple}' if inside != square else '')
+  shown = f'sqrt({square})' + (
+    f' = {simple}' if inside != square or inside == 1 else ''
+  )
   signs = '-+' if square else ['+-']
   ends = [
     f'x = ({-b} {sign} {simple}) / {2 * a} = {root}'
