@@ -206,7 +206,9 @@ def functions(run: Run) -> Functions:
 
   def sample(params, prompts, text, key):
     rolled = roll_sample(params, prompts, key)
-    return rolled, rewards.reward(rolled, prompts, text, mix=config_lib.reward_mix(c))
+    return rolled, rewards.reward(
+      rolled, prompts, text, mix=config_lib.reward_mix(c)
+    )
 
   def score(rolled, text, hosted, mix):
     rolled = jax.tree.map(lambda *x: jax.numpy.concatenate(x), *rolled)

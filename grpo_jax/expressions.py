@@ -1,10 +1,10 @@
 """The value of an arithmetic expression such as `(55 + 36) - 2 * 19`.
 
 Decimals, + - * / and signs, parentheses, in the usual order: products first,
-and from left to right. Symbols.py says which other spellings of the operators
-are read (`×`, `\\div`, ...) and what may stand around the expression. Whitespace
-may stand between its tokens. All else has no value: two numbers side by side,
-`2(3)`, `2**3`, `7//2`, an equals sign, an empty pair of parentheses.
+and from left to right. `symbols.py` says which spellings of an operator there
+are (`×`, `\\div`, ...) and what may stand around an expression. Whitespace may
+stand between tokens. All else has no value: two numbers side by side, `2(3)`,
+`2**3`, `7//2`, an equals sign, an empty pair of parentheses.
 
 One scan over the tokens keeps, for each open parenthesis, the sum of what is
 finished and the product that is being read: a token is at most one addition and

@@ -214,13 +214,14 @@ def nth(values_BC: jax.Array, marks_BC: jax.Array, size: int) -> jax.Array:
 
 def pack(values_BC: jax.Array, keep_BC: jax.Array) -> jax.Array:
   """Moves what is kept to the front, in order; zeros follow."""
-  B, C = values_BC.shape
+  C = values_BC.shape[1]
   to_BC = jnp.cumsum(keep_BC, axis=1, dtype=jnp.int32) - 1
   to_BC = jnp.where(keep_BC, to_BC, C)  # Past the end: dropped.
-  rows_B1 = jnp.arange(B, dtype=jnp.int32)[:, None]
-  return (
-    jnp.zeros_like(values_BC).at[rows_B1, to_BC].set(values_BC, mode='drop')
-  )
+
+  def move(values_C, to_C):
+    return jnp.zeros_like(values_C).at[to_C].set(values_C, mode='drop')
+
+  return jax.vmap(move)(values_BC, to_BC)
 
 
 def shift(values_BC: jax.Array, n: int) -> jax.Array:

@@ -5,9 +5,9 @@ out; all of it compiles together with the rollout. `symbols.py` says what is
 taken off around an answer first, such as `\\boxed{}`.
 
 A number is what NUMBER says: a decimal, with a comma before each group of three
-digits or without; a fraction `3/4`, `\\frac{3}{4}` or `\\frac34`; or a mixed
-number `1 1/2`. A sign, a dollar sign and a percent sign may stand around it. The
-latter two are units, which change nothing: 50% is 50, as graders of GSM8K and
+digits or with none; a fraction `3/4`, `\\frac{3}{4}` or `\\frac34`; or a mixed
+number `1 1/2`. A sign, a dollar sign and a percent sign may stand around it.
+The last two are units, which change nothing: 50% is 50, as graders of GSM8K and
 MATH have it. `1e3` is no number but text, and so are `1,23` and `5 km`.
 
 To accept another form, write it into NUMBER, and into symbols.WORDS if it is
