@@ -64,8 +64,11 @@ class Functions(NamedTuple):
   start_rl: Callable  # (state) -> state, optimizer fresh, reference taken
   rollout: Callable  # (params, prompts, key) -> rollout
   reward: Callable  # (rollout, prompts, text) -> rewards
+  score: Callable  # (rollouts, text, hosted) -> rollout, rewards; joins them
+  score_sample: Callable  # the same, with the parts of an evaluation
   update: Callable  # (state, rollout, rewards) -> state, metrics
   iterate: Callable  # (state, prompts, text, key) -> state, (all of the three)
+  rollout_sample: Callable  # (params, prompts, key) -> rollout
   sample: Callable  # (params, prompts, text, key) -> rollout, rewards
 
 
@@ -135,7 +138,7 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
       ],
       c.pretrain.width,
     )
-  text = rewards.token_text(tokenizer.token_bytes, _mix(c))
+  text = rewards.token_text(tokenizer.token_bytes, mix(c))
   checkpoint.record(folder, c)
   if not c.tokenizer.path:
     tokenizer.save(folder / 'tokenizer.model')
@@ -196,9 +199,16 @@ def functions(run: Run) -> Functions:
     state, numbers = update(state, rolled, scores)
     return state, (rolled, scores, numbers)
 
+  def roll_sample(params, prompts, key):
+    return roll(params, prompts, key, c.eval.samples)
+
   def sample(params, prompts, text, key):
-    rolled = roll(params, prompts, key, c.eval.samples)
-    return rolled, rewards.reward(rolled, prompts, text, mix=_mix(c))
+    rolled = roll_sample(params, prompts, key)
+    return rolled, rewards.reward(rolled, prompts, text, mix=mix(c))
+
+  def score(rolled, text, hosted, mix):
+    rolled = jax.tree.map(lambda *x: jax.numpy.concatenate(x), *rolled)
+    return rolled, rewards.reward(rolled, rolled.prompts, text, mix, hosted)
 
   return Functions(
     init=init,
@@ -212,9 +222,18 @@ def functions(run: Run) -> Functions:
     rollout=roll,
     reward=reward,
     update=update,
+    score=functools.partial(score, mix=c.reward.to_dict()),
+    score_sample=functools.partial(score, mix=mix(c)),
     iterate=iterate,
+    rollout_sample=roll_sample,
     sample=sample,
   )
+
+
+def mix(c: ConfigDict) -> dict[str, Any]:
+  """The parts of an evaluation: those of training, and what it always asks."""
+  asked = dict.fromkeys((c.eval.right, c.eval.reasoned), 0.0)
+  return asked | c.reward.to_dict()
 
 
 def choose(section: str, c: ConfigDict) -> Callable:
@@ -254,15 +273,15 @@ def pretrain_batch(run: Run, step: int) -> ModelInputs:
   return ModelInputs(rows.tokens_BT, rows.positions_BT, rows.segment_ids_BT)
 
 
-def eval_batches(run: Run) -> list[tuple[Prompts, int]]:
-  """The held-out problems in equal batches, and how many of each count."""
+def eval_batches(run: Run) -> list[tuple[Prompts, list[datasets.Example]]]:
+  """The held-out problems in equal batches; the last is filled with others."""
   size = _eval_batch(run.config)
   examples = heldout(run)
   batches = []
   for first in range(0, len(examples), size):
     some = examples[first : first + size]
     filled = itertools.islice(itertools.cycle(some), size)
-    batches.append((run.encode(list(filled)), len(some)))
+    batches.append((run.encode(list(filled)), some))
   return batches
 
 
@@ -314,7 +333,7 @@ def _encoder(c, tokenizer, examples):
     return tokenizer.prompt(prompts.chat(question, c.data.instruction, shots))
 
   def refer(examples):
-    return rewards.references(examples, tokenizer, _mix(c))
+    return rewards.references(examples, tokenizer, mix(c))
 
   widths = {
     name: max(1, *map(len, rows)) for name, rows in refer(examples).items()
@@ -340,6 +359,8 @@ def _batches(c: ConfigDict) -> dict[str, int]:
     ),
     'the smaller of eval.batch and eval.problems': _eval_batch(c),
   }
+  if any(part.host for part in rewards.mix_lib.parse(mix(c))):
+    found['data.prompts / host.pieces'] = c.data.prompts // c.host.pieces
   if c.pretrain.steps:
     found['pretrain.rows'] = c.pretrain.rows
   return found

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from grpo_jax import advantages, datasets, models, optim
 from grpo_jax.losses import aggregate, kl, policy
-from grpo_jax.rewards import mix
+from grpo_jax.rewards import host, mix
 
 
 def default() -> ConfigDict:
@@ -65,6 +65,10 @@ def default() -> ConfigDict:
 
   c.reward = ConfigDict({'answer': 1.0, 'format': 0.1})  # rewards/<name>.py ->
   # weight, or {'weight': ..., knobs}; see rewards/mix.py.
+  c.host = ConfigDict()  # Of rewards that cannot compile (rewards/host).
+  c.host.workers = 0  # Processes that score; 0: as many as there are cores.
+  c.host.pieces = 2  # A batch is sampled in so many: the host scores one while
+  # the device samples the next.
   c.advantage = ConfigDict({'name': 'grpo'})  # advantages.py, and its knobs.
   c.loss = ConfigDict({'name': 'grpo', 'clip_low': 0.2, 'clip_high': 0.2})
   # losses/policy.py, and its knobs.
@@ -85,6 +89,8 @@ def default() -> ConfigDict:
   c.cpu_devices = 1  # What a CPU counts as, up to its cores (process.cut_cpu).
 
   c.eval = ConfigDict()  # Before and after RL, at the rollout's temperature.
+  c.eval.right = 'answer'  # The part of the reward that tells what is right.
+  c.eval.reasoned = 'format'  # The part that tells what reasons.
   c.eval.problems = 512  # Held-out problems.
   c.eval.samples = 1  # Completions of each.
   c.eval.batch = 512  # Problems sampled at one time.
@@ -163,6 +169,7 @@ def check(c: ConfigDict) -> None:
     'updates.head_chunk': c.updates.head_chunk,
     'pretrain.rows': c.pretrain.rows,
     'pretrain.width': c.pretrain.width,
+    'host.pieces': c.host.pieces,
     'eval.problems': c.eval.problems,
     'eval.samples': c.eval.samples,
     'eval.batch': c.eval.batch,
@@ -178,6 +185,7 @@ def check(c: ConfigDict) -> None:
     ('kl.coef', c.kl.coef),
     ('log.every', c.log.every),
     ('log.prompts', c.log.prompts),
+    ('host.workers', c.host.workers),
   ):
     if value < 0:
       raise ValueError(f'{name}={value} must not be below 0')
@@ -198,6 +206,14 @@ def check(c: ConfigDict) -> None:
   _check_choice('model.name', c.model.name, _modules(models, 'build'))
   datasets.find(c.data.name)
   parts = mix.parse(c.reward.to_dict())
+  if any(part.host for part in parts) and c.data.prompts % c.host.pieces:
+    raise ValueError(
+      f'data.prompts={c.data.prompts} must be a multiple of '
+      f'host.pieces={c.host.pieces}, where the host scores'
+    )
+  for part in parts:
+    if part.host:
+      host.check(part.host)
   if not any(part.weight for part in parts):
     raise ValueError(f'reward={c.reward.to_dict()}: no part has a weight')
   for section in _CHOICES:
