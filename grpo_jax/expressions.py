@@ -144,9 +144,7 @@ def _evaluate(tokens):
     inner = level
     level = _where(closes_B, back, level)
     factor = _where(closes_B, total, _where(number_B, number, one))
-    divides_B &= ~(
-      factor_B & level.over_B & fits_B & (factor.numerator == 0)
-    )
+    divides_B &= ~(factor_B & level.over_B & fits_B & (factor.numerator == 0))
     factor = _where(level.over_B, rationals.inverse(factor), factor)
     term = _where(factor_B, level.term, one)
     product, product_fits_B = rationals.multiply(term, factor)
@@ -165,9 +163,7 @@ def _evaluate(tokens):
       lambda x_B, x_BD: jnp.where(
         opens_B[:, None],
         jnp.concatenate([x_B[:, None], x_BD[:, :-1]], axis=1),
-        jnp.where(
-          closes_B[:, None], jnp.roll(x_BD, -1, axis=1), x_BD
-        ),
+        jnp.where(closes_B[:, None], jnp.roll(x_BD, -1, axis=1), x_BD),
       ),
       inner,
       outer,

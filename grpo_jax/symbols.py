@@ -158,7 +158,9 @@ def decimals(symbols_BC: jax.Array) -> Decimals:
   def step(carry, inputs):
     symbol_B, digit_B, point_B, fresh_B = inputs
     blank = jax.tree.map(jnp.zeros_like, carry)
-    carry = jax.tree.map(lambda new, old: jnp.where(fresh_B, new, old), blank, carry)
+    carry = jax.tree.map(
+      lambda new, old: jnp.where(fresh_B, new, old), blank, carry
+    )
     mantissa_B, places_B, zeros_B, points_B, digits_B, large_B = carry
     # Zeros after the point wait until a digit shows that they count.
     waits_B = digit_B & (points_B > 0) & (symbol_B == ord('0'))
@@ -216,7 +218,9 @@ def pack(values_BC: jax.Array, keep_BC: jax.Array) -> jax.Array:
   to_BC = jnp.cumsum(keep_BC, axis=1, dtype=jnp.int32) - 1
   to_BC = jnp.where(keep_BC, to_BC, C)  # Past the end: dropped.
   rows_B1 = jnp.arange(B, dtype=jnp.int32)[:, None]
-  return jnp.zeros_like(values_BC).at[rows_B1, to_BC].set(values_BC, mode='drop')
+  return (
+    jnp.zeros_like(values_BC).at[rows_B1, to_BC].set(values_BC, mode='drop')
+  )
 
 
 def shift(values_BC: jax.Array, n: int) -> jax.Array:

@@ -36,7 +36,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.rewards import host
+from grpo_jax.rewards.host import Spec
+from grpo_jax.rewards.host.function import BUILT_IN
 
 _FILLED = ('right_PG', 'reference_PN', 'readers')
 _COMMON = ('clip', 'shift', 'scale', 'gate', 'open', 'right')
@@ -55,7 +56,7 @@ class Part:
   tags: Callable | None = None
   reads: Callable | None = None
   reference: Callable | None = None
-  host: host.Spec | None = None  # How the host scores it.
+  host: Spec | None = None  # How the host scores it.
   clip: tuple[float, float] | None = None
   shift: float = 0.0
   scale: float = 1.0
@@ -119,7 +120,7 @@ def load(name: str):
     if callable(getattr(module, info.name, None)):
       known.append(info.name)
   if name not in known:
-    known += host.FILES
+    known += BUILT_IN
     raise ValueError(f'no reward {name!r}; there are {", ".join(known)}')
   return importlib.import_module(f'{package.__name__}.{name}')
 
@@ -132,10 +133,10 @@ def _part(name: str, entry: float | Mapping[str, Any]) -> Part:
   clip = common.get('clip')
   if clip is not None and (len(clip) != 2 or not clip[0] <= clip[1]):
     raise ValueError(f'reward.{name}.clip={clip} must be (low, high)')
-  if 'function' in knobs or file in host.FILES:
+  if 'function' in knobs or file in BUILT_IN:
     function = knobs.pop('function', file)
     how = {key: knobs.pop(key) for key in _HOST if key in knobs}
-    return Part(**common, host=host.Spec(name, function, knobs=knobs, **how))
+    return Part(**common, host=Spec(name, function, knobs=knobs, **how))
 
   module = load(file)
   function = getattr(module, file)
