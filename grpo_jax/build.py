@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from grpo_jax import (
   checkpoint,
   datasets,
-  evaluate,
   grpo,
   models,
   optim,
