@@ -19,7 +19,7 @@ import numpy as np
 
 from grpo_jax import build, models, scoring, sharding, weights
 from grpo_jax.rewards import host
-from grpo_jax.types import Rewards, Rollout, TrainState
+from grpo_jax.types import Params, Rewards, Rollout, TrainState
 
 
 class Program(NamedTuple):
@@ -145,9 +145,8 @@ def compile_steps(run: build.Run) -> Steps:
       state, news = p['iterate'](state, prompts, text, key)
       return state, News(*news)
     now = jax.device_put(jax.random.fold_in(key, state.step), key.sharding)
-    pieces = scoring.cut(prompts, c.host.pieces)
-    *scored, failures, numbers = through_host(
-      '', state.params, pieces, now, examples
+    *scored, failures, numbers = _through_host(
+      run, pool, p, text, state.params, prompts, now, examples
     )
     clock = time.perf_counter()
     state, own = jax.block_until_ready(p['update'](state, *scored))
@@ -161,15 +160,6 @@ def compile_steps(run: build.Run) -> Steps:
     return through_host('_sample', params, [prompts], make_key(seed), examples)[
       :2
     ]
-
-  def through_host(name, params, pieces, key, examples):
-    def roll(piece):
-      return p[f'rollout{name}'](params, sharding.put(piece, rows), key)
-
-    def score(rolled, hosted):
-      return p[f'score{name}'](rolled, text, sharding.put(hosted, rows))
-
-    return scoring.through_host(run, pool, roll, score, pieces, examples)
 
   def any_process(condition):
     if jax.process_count() == 1:
@@ -219,6 +209,45 @@ def _apart(programs, state, prompts, text, key):
   names = ('time/rollout', 'time/reward', 'time/update')
   numbers |= zip(names, np.diff(clock), strict=True)
   return state, News(rolled, scores, numbers)
+
+
+def _through_host(run, pool, p, text, params, prompts, key, examples, name=''):
+  """Samples and scores with the programs of this name; see scoring.py."""
+  rows = sharding.batch_sharding(run.mesh)
+  pieces = 1 if name else run.config.host.pieces
+
+  def roll(piece):
+    return p[f'rollout{name}'](params, sharding.put(piece, rows), key)
+
+  def score(rolled, hosted):
+    return p[f'score{name}'](rolled, text, sharding.put(hosted, rows))
+
+  pieces = scoring.cut(prompts, pieces)
+  return scoring.through_host(run, pool, roll, score, pieces, examples)
+
+
+def first_batch(run: build.Run, params: Params) -> News:
+  """What the first step would sample and how it scores; nothing is learnt."""
+  whole = sharding.replicated(run.mesh)
+  text = sharding.put(run.text, whole)
+  key = jax.jit(jax.random.key, out_shardings=whole)(run.config.seed)
+  examples = build.train_examples(run, 0)
+  prompts = run.encode(examples)
+  pool = scoring.open_pool(run)
+  try:
+    if pool is None:
+      p = compile_programs(run, ['rollout', 'reward'])
+      prompts = sharding.put(prompts, sharding.batch_sharding(run.mesh))
+      rolled = p['rollout'](params, prompts, key)
+      return News(rolled, p['reward'](rolled, prompts, text), {})
+    p = compile_programs(run, ['rollout', 'score'])
+    *scored, failures, numbers = _through_host(
+      run, pool, p, text, params, prompts, key, examples
+    )
+    return News(*scored, numbers, failures)
+  finally:
+    if pool:
+      pool.close()
 
 
 def start(run: build.Run) -> TrainState:
