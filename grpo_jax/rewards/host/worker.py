@@ -167,9 +167,13 @@ def _work(fd: int) -> None:
     load = importlib.import_module(f'{_PACKAGE}.function').load
     scorers = [load(spec) for spec in pickle.load(stream)]
     connection.sendall(pack(key, SCORED, [], ''))
+    me = os.getpid()
     while True:
       part, completions = pickle.load(stream)
-      connection.sendall(pack(key, *_judge(scorers[part], completions)))
+      result = pack(key, *_judge(scorers[part], completions))
+      if os.getpid() != me:
+        os._exit(0)  # A reward forked; there is one answer only.
+      connection.sendall(result)
   except EOFError:
     os._exit(0)
   except BaseException as error:
