@@ -4,8 +4,6 @@ import asyncio
 import decimal
 import fractions
 import math
-import os
-import time
 
 import numpy as np
 
@@ -55,11 +53,6 @@ def returns(completion):
 async def sleepy(completion):
   await asyncio.sleep(0.01)
   return 0.5
-
-
-def pid(completion):
-  time.sleep(0.02)
-  return os.getpid()
 
 
 def trl_all(prompts, completions, completion_ids, **columns):
