@@ -4,8 +4,6 @@ import asyncio
 import decimal
 import fractions
 import math
-import os
-import time
 
 import numpy as np
 
@@ -55,11 +53,6 @@ def returns(completion):
 async def sleepy(completion):
   await asyncio.sleep(0.01)
   return 0.5
-
-
-def pid(completion):
-  time.sleep(0.02)
-  return os.getpid()
 
 
 def trl_all(prompts, completions, completion_ids, **columns):
@@ -117,3 +110,7 @@ def broken():
 
 
 NOT_CALLABLE_HERE = None
+
+
+def obey_if_asked(completion):
+  return obey(completion) if completion.columns['for'] == 'user' else None

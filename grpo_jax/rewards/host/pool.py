@@ -42,10 +42,9 @@ class Pool:
     self._tasks = collections.deque()
     self._changed = threading.Condition()
     self._closed = False
+    self._nursery = process.open_nursery(self._specs)
     self._workers = [None] * workers
     ready = [concurrent.futures.Future() for _ in range(workers)]
-    # A worker is told to end when the thread that started it ends, so that
-    # each thread starts its own.
     self._threads = [
       threading.Thread(target=self._serve, args=[i, ready[i]], daemon=True)
       for i in range(workers)
@@ -89,9 +88,10 @@ class Pool:
       self._changed.notify_all()
       workers = [each for each in self._workers if each]
     for each in workers:
-      process.stop(each)
+      process.let_go(each)
     for thread in self._threads:
       thread.join()
+    process.close_nursery(self._nursery)
     for job in {id(task.job): task.job for task in self._tasks}.values():
       job.future.set_exception(RuntimeError(_CLOSED))
     self._tasks.clear()
@@ -120,6 +120,7 @@ class Pool:
       with self._changed:
         self._tasks.extendleft(reversed(todo))
         self._changed.notify_all()
+    self._end(i)
 
   def _take(self) -> list['_Task']:
     """The next tasks, all of one part; none when the pool is closed."""
@@ -174,7 +175,7 @@ class Pool:
   def _send(self, i: int, messages: list[bytes]) -> process.Worker:
     """A worker that was lost between two tasks is no task's fault."""
     each = self._workers[i]
-    if each and each.process.poll() is None:
+    if each and process.alive(each):
       try:
         process.send(each, messages)
         return each
@@ -185,16 +186,25 @@ class Pool:
     return each
 
   def _replace(self, i: int) -> process.Worker:
-    if self._workers[i]:
-      process.stop(self._workers[i])
-    each = process.start(self._specs, self._memory_gib)
+    self._end(i)
+    with self._changed:
+      if self._closed:
+        raise process.Lost(_CLOSED)
+      if self._nursery.process.poll() is not None:  # Somebody killed it.
+        process.close_nursery(self._nursery)
+        self._nursery = process.open_nursery(self._specs)
+    each = process.start(self._nursery, self._specs, self._memory_gib)
     with self._changed:
       self._workers[i] = each
-      closed = self._closed
-    if closed:
-      process.stop(each)
-      raise process.Lost(_CLOSED)
+      if self._closed:  # Meanwhile; `close` has not seen this one.
+        process.let_go(each)
     return each
+
+  def _end(self, i: int) -> None:
+    with self._changed:
+      each, self._workers[i] = self._workers[i], None
+    if each:
+      process.stop(each)
 
   def _lose(
     self, i: int, todo: collections.deque['_Task'], kind: str, detail: str

@@ -1,14 +1,20 @@
-"""The worker's side: a keeper, and the process that scores.
+"""The worker's side: a nursery, and for each worker a keeper and a scorer.
 
 Run by its path, so that the packages above, and JAX with them, are never
-imported: `python -P worker.py <socket> <pid of the pool>`. Over the socket come
-pickles, first how to begin (`_begin`), then (part, completions); back goes one
-`pack`ed result for each. Nothing that a worker writes is ever unpickled.
+imported: `python -P worker.py <built-in rewards> <socket> <pid of the pool>`.
+This is the nursery: it imports what takes long and is safe to fork, and makes a
+worker of every pair of sockets that the pool hands it, in milliseconds.
 
-The keeper stays outside of what it keeps. Where the kernel allows, the scoring
-process lives in a process namespace of its own: it cannot see or signal the
-run, and all that it started ends with it. Elsewhere the keeper adopts orphans
-and kills what is left, one by one.
+The first socket is the scorer's line. In come pickles, at first how to begin
+(`_work`), then (part, completions); out goes one `pack`ed result for each.
+Nothing that a scorer writes is ever unpickled. The second one is the keeper's
+leash: it tells the keeper's pid, then the scorer's status when all is over; the
+pool lets go of it to end the worker.
+
+The keeper stays outside of what it keeps. Where the kernel allows, the scorer
+lives in a process namespace of its own: it cannot see or signal the run, and
+all that it started ends with it. Elsewhere the keeper adopts orphans and kills
+what is left, one by one.
 """
 
 from collections.abc import Callable
@@ -19,6 +25,7 @@ import math
 import os
 import pickle
 import resource
+import select
 import signal
 import socket
 import struct
@@ -28,33 +35,34 @@ SCORED, RAISED = 0, 1
 _HEADER = struct.Struct('<8sBHH')  # Key, status, scores, bytes of detail.
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 _NEWUSER, _NEWPID = 0x10000000, 0x20000000
+_LOOK = 1.0  # Seconds from one look whether the parent is still there.
 _PACKAGE = 'grpo_jax.rewards.host'
 
 
 def main() -> None:
-  """Keeps one scoring process; ends when it ends, with its status."""
-  fd, parent = int(sys.argv[1]), int(sys.argv[2])
-  signals = {signal.SIGTERM, signal.SIGCHLD}
-  signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-  alone = _unshare()  # First: it would clear what the next line asks for.
-  _prctl(_SET_PDEATHSIG, signal.SIGTERM)
-  _prctl(_SET_CHILD_SUBREAPER, 1)
-  if os.getppid() != parent:
-    return  # The pool ended before it could be asked to tell.
-
-  child = os.fork()
-  if child == 0:
-    _prctl(_SET_PDEATHSIG, signal.SIGKILL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    worker = os.fork() if alone else 0
-    if worker:
-      os.close(fd)
-      _reap(worker)
-    _work(fd)
-  os.close(fd)
-  status = _wait(child, signals)
-  _kill_children()
-  os._exit(status)
+  """The nursery; ends when the pool does."""
+  built_in, fd, parent = sys.argv[1].split(','), *map(int, sys.argv[2:])
+  _load_package()
+  for name in filter(None, built_in):
+    try:
+      importlib.import_module(f'{_PACKAGE}.{name}')
+    except ImportError:
+      pass  # The scorer meets it again, and can tell.
+  signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Keepers need no farewell.
+  with socket.socket(fileno=fd) as control:
+    while True:
+      ready = select.select([control], [], [], _LOOK)[0]
+      if os.getppid() != parent:
+        return
+      if ready:
+        data, fds, _, _ = socket.recv_fds(control, 1, 2)
+        if not data:
+          return
+        if os.fork() == 0:
+          control.close()
+          _keep(*fds)
+        for each in fds:
+          os.close(each)
 
 
 def pack(key: bytes, status: int, scores: list[float], detail: str) -> bytes:
@@ -84,6 +92,36 @@ def unpack(
   detail = data[middle : middle + size].decode('utf-8', 'replace')
   del data[: middle + size]
   return status, values, detail
+
+
+def _keep(line: int, leash: int) -> None:
+  """Keeps one scorer until it ends, or the pool lets go, or is gone."""
+  nursery = os.getppid()
+  signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+  alone = _unshare()
+  _prctl(_SET_CHILD_SUBREAPER, 1)
+  child = os.fork()
+  if child == 0:
+    os.close(leash)
+    _prctl(_SET_PDEATHSIG, signal.SIGKILL)
+    worker = os.fork() if alone else 0
+    if worker:
+      os.close(line)
+      _reap(worker)
+    _work(line)
+  os.close(line)
+  os.write(leash, struct.pack('<i', os.getpid()))
+  events = [leash, os.pidfd_open(child)]
+  while not select.select(events, [], [], _LOOK)[0]:
+    if os.getppid() != nursery:
+      break
+  os.kill(child, signal.SIGKILL)
+  status = _code(os.waitpid(child, 0)[1])
+  _kill_children()
+  try:
+    os.write(leash, bytes([status]))
+  finally:
+    os._exit(0)
 
 
 def _unshare() -> bool:
@@ -121,20 +159,6 @@ def _code(status: int) -> int:
   return code if code >= 0 else 128 - code
 
 
-def _wait(child: int, signals: set[signal.Signals]) -> int:
-  """Waits until the child ends, or the pool asks the keeper to end it."""
-  while True:
-    asked = signal.sigwait(signals) == signal.SIGTERM
-    if asked:
-      os.kill(child, signal.SIGKILL)
-    while True:
-      pid, status = os.waitpid(-1, 0 if asked else os.WNOHANG)
-      if pid == child:
-        return _code(status)
-      if pid == 0:
-        break
-
-
 def _kill_children() -> None:
   """Kills and reaps until none is left; orphans become children here."""
   me = os.getpid()
@@ -163,13 +187,16 @@ def _work(fd: int) -> None:
   try:
     _limit(memory)
     sys.path[:] = paths
-    _load_package()
     load = importlib.import_module(f'{_PACKAGE}.function').load
     scorers = [load(spec) for spec in pickle.load(stream)]
     connection.sendall(pack(key, SCORED, [], ''))
+    me = os.getpid()
     while True:
       part, completions = pickle.load(stream)
-      connection.sendall(pack(key, *_judge(scorers[part], completions)))
+      result = pack(key, *_judge(scorers[part], completions))
+      if os.getpid() != me:
+        os._exit(0)  # A reward forked; there is one answer only.
+      connection.sendall(result)
   except EOFError:
     os._exit(0)
   except BaseException as error:
