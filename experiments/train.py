@@ -4,6 +4,7 @@
       --workdir runs/quickstart
 
 Started again with the same command, a run goes on from its last checkpoint.
+With --preflight it samples one batch, and says in words what will go wrong.
 Many hosts run it at the same time, each with this command; where no cluster
 says who they are, with --coordinator, --processes and --process besides.
 """
@@ -14,12 +15,15 @@ from grpo_jax import process
 
 process.keep_memory()  # Before anything allocates.
 
-from grpo_jax import build, command, fit  # noqa: E402
+from grpo_jax import build, command, fit, preflight  # noqa: E402
 
 _CONFIG = command.config_flag()
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 _PROFILE = flags.DEFINE_bool(
   'profile', False, 'Write a trace of three RL steps to <workdir>/profile.'
+)
+_PREFLIGHT = flags.DEFINE_bool(
+  'preflight', False, 'Sample one batch and say what is wrong; train nothing.'
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'host:port on which the first process listens.'
@@ -33,9 +37,17 @@ _PROCESS = flags.DEFINE_integer('process', None, 'Which this is, from 0.')
 def main():
   process.cut_cpu(build.cpu_devices(_CONFIG.value))
   process.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-  fit.fit(_CONFIG.value.lock(), _WORKDIR.value, _PROFILE.value)
+  if _PREFLIGHT.value:
+    preflight.preflight(_CONFIG.value.lock(), _WORKDIR.value)
+  else:
+    fit.fit(_CONFIG.value.lock(), _WORKDIR.value, _PROFILE.value)
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['config', 'workdir'])
+  flags.mark_flags_as_required(['config'])
+  flags.register_multi_flags_validator(
+    ['workdir', 'preflight'],
+    lambda given: given['workdir'] or given['preflight'],
+    'Flag --workdir must have a value other than None.',
+  )
   command.run(main)

@@ -3,6 +3,7 @@
   whole(regex)       is all of the text a match?
   count(regex)       how many matches are in it?
   words(scripts)     how many words of these scripts are in it?
+  listed(words)      how many of its words are on this list?
 
 Each makes a `Machine` over the bytes of UTF-8, with as few states as there can
 be, in NumPy and once at the start of a run. text.py runs it over every token of
@@ -130,19 +131,78 @@ def words(scripts: Sequence[str]) -> Machine:
   A word is a run of their letters, with apostrophes and hyphens; a character
   of Han or kana is a word of its own. Raises ValueError for an unknown script.
   """
-  classes = np.zeros(_CODES, np.uint8)  # 0 is no letter of theirs.
-  for script in scripts:
-    if script not in SCRIPTS:
-      raise ValueError(f'script {script!r} is not one of {", ".join(SCRIPTS)}')
-    for first, last in SCRIPTS[script]:
-      classes[first : last + 1] = 2 if script in _SINGLE else 1
-  classes[[ord(character) for character in _JOINERS]] = 3
+  classes = _word_classes(scripts)
   # State 0 is outside of a word and state 1 is inside.
   next_SK = np.array([[0, 1, 0, 0], [0, 1, 0, 1]])
   hits_SK = np.array([[0, 1, 1, 0], [0, 0, 1, 0]])
   end_S = np.zeros(2, int)
   name = f'words of {scripts}'
   return _over_bytes(_Letters(next_SK, hits_SK, end_S, classes), name)
+
+
+def listed(words: Sequence[str]) -> Machine:
+  """How many words are on a list, in small letters or capitals.
+
+  What a word is, `words` of all scripts says: it counts each of these, and
+  others. Hyphens and apostrophes after a word do not belong to it.
+
+  Raises:
+    ValueError: there is none, one is not a single word, or the list is so long
+      that it needs too many states (100 common words of English need 110).
+  """
+  classes = _word_classes(tuple(SCRIPTS))
+  known = {word.lower() for word in words}
+  for word in known or ['']:
+    kinds = bytes(classes[ord(letter)] for letter in word)
+    if not re.fullmatch(rb'\x01([\x01\x03]*\x01)?|\x02', kinds):
+      raise ValueError(f'{word!r} in a list of words is not one word')
+  singles = [word for word in known if classes[ord(word[0])] == 2]
+  letters = sorted({*''.join(known - {*singles})})
+  name = f'a list of {len(known)} words'
+  if len(letters) > MAX_STATES - 5:
+    raise ValueError(
+      f'{name} has {len(letters)} letters, too many to tell apart'
+    )
+  # Four kinds of characters, as in `words`, then what the list has of them.
+  kinds = [0, 1, 2, 3, 2, *(classes[ord(letter)] for letter in letters)]
+  for k, symbols in enumerate([singles, *letters], start=4):
+    for symbol in symbols:
+      both = symbol, symbol.upper()
+      classes[[ord(x) for x in both if len(x) == 1]] = k
+
+  # A state is the beginning of a word of the list; or another word, or a word
+  # of the list and hyphens after it.
+  begun = sorted({word[:n] for word in known for n in range(len(word) + 1)})
+  places = {beginning: s for s, beginning in enumerate(begun)}
+  other, tail = len(begun), len(begun) + 1
+  end_S = np.array([*(x.rstrip(_JOINERS) in known for x in begun), False, True])
+  next_SK = np.full((tail + 1, len(kinds)), other)
+  for s in range(tail + 1):
+    for k, kind in enumerate(kinds):
+      longer = begun[s] + letters[k - 5] if s < other and k >= 5 else None
+      if kind in (0, 2) or (kind == 3 and s == 0):
+        next_SK[s, k] = 0
+      elif longer in places:
+        next_SK[s, k] = places[longer]
+      elif kind == 3 and end_S[s]:
+        next_SK[s, k] = tail
+  hits_SK = np.outer(end_S, np.isin(kinds, (0, 2))).astype(int)
+  hits_SK[:, 4] += 1
+  return _over_bytes(
+    _Letters(next_SK, hits_SK, end_S.astype(int), classes), name
+  )
+
+
+def _word_classes(scripts: Sequence[str]) -> np.ndarray:
+  """1 a letter of these scripts, 2 a word of its own, 3 a joiner, 0 others."""
+  classes = np.zeros(_CODES, np.uint8)
+  for script in scripts:
+    if script not in SCRIPTS:
+      raise ValueError(f'script {script!r} is not one of {", ".join(SCRIPTS)}')
+    for first, last in SCRIPTS[script]:
+      classes[first : last + 1] = 2 if script in _SINGLE else 1
+  classes[[ord(character) for character in _JOINERS]] = 3
+  return classes
 
 
 def _strip(regex: str) -> str:

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from grpo_jax import (
   checkpoint,
   datasets,
-  evaluate,
   grpo,
   models,
   optim,
@@ -64,8 +63,11 @@ class Functions(NamedTuple):
   start_rl: Callable  # (state) -> state, optimizer fresh, reference taken
   rollout: Callable  # (params, prompts, key) -> rollout
   reward: Callable  # (rollout, prompts, text) -> rewards
+  score: Callable  # (rollouts, text, hosted) -> rollout, rewards; joins them
+  score_sample: Callable  # the same, with the parts of an evaluation
   update: Callable  # (state, rollout, rewards) -> state, metrics
   iterate: Callable  # (state, prompts, text, key) -> state, (all of the three)
+  rollout_sample: Callable  # (params, prompts, key) -> rollout
   sample: Callable  # (params, prompts, text, key) -> rollout, rewards
 
 
@@ -114,7 +116,7 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
       str(folder / 'data'),
       heldout=c.data.heldout,
       progress=advance,
-      **c.data.knobs,
+      **c.data.knobs.to_dict(),
     )
   examples = dataset.all('train')
   tokenizer = _tokenizer(c, examples)
@@ -130,12 +132,14 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
   if c.pretrain.steps:
     documents = packing.pack(
       [
-        prompts.document(example, tokenizer, c.pretrain.reasoned)
+        prompts.document(
+          example, tokenizer, c.pretrain.reasoned, c.data.template
+        )
         for example in examples
       ],
       c.pretrain.width,
     )
-  text = rewards.token_text(tokenizer.token_bytes, _mix(c))
+  text = rewards.token_text(tokenizer.token_bytes, config_lib.reward_mix(c))
   checkpoint.record(folder, c)
   if not c.tokenizer.path:
     tokenizer.save(folder / 'tokenizer.model')
@@ -196,9 +200,18 @@ def functions(run: Run) -> Functions:
     state, numbers = update(state, rolled, scores)
     return state, (rolled, scores, numbers)
 
+  def roll_sample(params, prompts, key):
+    return roll(params, prompts, key, c.eval.samples)
+
   def sample(params, prompts, text, key):
-    rolled = roll(params, prompts, key, c.eval.samples)
-    return rolled, rewards.reward(rolled, prompts, text, mix=_mix(c))
+    rolled = roll_sample(params, prompts, key)
+    return rolled, rewards.reward(
+      rolled, prompts, text, mix=config_lib.reward_mix(c)
+    )
+
+  def score(rolled, text, hosted, mix):
+    rolled = jax.tree.map(lambda *x: jax.numpy.concatenate(x), *rolled)
+    return rolled, rewards.reward(rolled, rolled.prompts, text, mix, hosted)
 
   return Functions(
     init=init,
@@ -212,7 +225,10 @@ def functions(run: Run) -> Functions:
     rollout=roll,
     reward=reward,
     update=update,
+    score=functools.partial(score, mix=c.reward.to_dict()),
+    score_sample=functools.partial(score, mix=config_lib.reward_mix(c)),
     iterate=iterate,
+    rollout_sample=roll_sample,
     sample=sample,
   )
 
@@ -254,15 +270,15 @@ def pretrain_batch(run: Run, step: int) -> ModelInputs:
   return ModelInputs(rows.tokens_BT, rows.positions_BT, rows.segment_ids_BT)
 
 
-def eval_batches(run: Run) -> list[tuple[Prompts, int]]:
-  """The held-out problems in equal batches, and how many of each count."""
+def eval_batches(run: Run) -> list[tuple[Prompts, list[datasets.Example]]]:
+  """The held-out problems in equal batches; the last is filled with others."""
   size = _eval_batch(run.config)
   examples = heldout(run)
   batches = []
   for first in range(0, len(examples), size):
     some = examples[first : first + size]
     filled = itertools.islice(itertools.cycle(some), size)
-    batches.append((run.encode(list(filled)), len(some)))
+    batches.append((run.encode(list(filled)), some))
   return batches
 
 
@@ -294,16 +310,11 @@ def _tokenizer(c: ConfigDict, examples):
   """
   if c.tokenizer.path:
     return tokenizers.load(c.tokenizer.path)
-  corpus = []
+  corpus = [prompts.fill(c.data.template, '')] if c.data.template else []
   for i, example in enumerate(examples[:5_000]):
     completion = prompts.completion(example, reasoned=i % 2 == 0)
     corpus += [example.prompt, completion]
   return tokenizers.train(corpus, c.tokenizer.vocab_size, text_lib.TAGS)
-
-
-def _mix(c: ConfigDict) -> dict[str, Any]:
-  """The parts of the evaluation: those of training, and what it always asks."""
-  return evaluate.PARTS | c.reward.to_dict()
 
 
 def _encoder(c, tokenizer, examples):
@@ -311,10 +322,12 @@ def _encoder(c, tokenizer, examples):
 
   def to_ids(question: str) -> list[int]:
     shots = [tuple(shot) for shot in c.data.shots]
-    return tokenizer.prompt(prompts.chat(question, c.data.instruction, shots))
+    return prompts.to_ids(
+      question, tokenizer, c.data.template, c.data.instruction, shots
+    )
 
   def refer(examples):
-    return rewards.references(examples, tokenizer, _mix(c))
+    return rewards.references(examples, tokenizer, config_lib.reward_mix(c))
 
   widths = {
     name: max(1, *map(len, rows)) for name, rows in refer(examples).items()
@@ -340,6 +353,8 @@ def _batches(c: ConfigDict) -> dict[str, int]:
     ),
     'the smaller of eval.batch and eval.problems': _eval_batch(c),
   }
+  if any(part.host for part in rewards.mix_lib.parse(config_lib.reward_mix(c))):
+    found['data.prompts / host.pieces'] = c.data.prompts // c.host.pieces
   if c.pretrain.steps:
     found['pretrain.rows'] = c.pretrain.rows
   return found

@@ -14,9 +14,9 @@ import pkgutil
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import advantages, datasets, models, optim
+from grpo_jax import advantages, datasets, models, optim, prompts
 from grpo_jax.losses import aggregate, kl, policy
-from grpo_jax.rewards import mix
+from grpo_jax.rewards import host, mix
 
 
 def default() -> ConfigDict:
@@ -43,9 +43,12 @@ def default() -> ConfigDict:
   c.data = ConfigDict()
   c.data.name = 'chains'  # datasets/<name>.py
   c.data.knobs = ConfigDict()  # Arguments of its examples(); see the file.
-  c.data.heldout = 0.05  # Share of the problems that is never trained on.
+  c.data.heldout = 0.05  # Share of the problems that is never trained on,
+  # where the dataset has no test split of its own.
   c.data.prompts = 16  # Prompts a step, P.
   c.data.max_prompt = 32  # Tokens, L; a longer prompt is an error.
+  c.data.template = ''  # 'r1_zero' and others of prompts.py, or a text with
+  # {question} in it; '' is the tokenizer's chat template.
   c.data.instruction = ''  # Said before the worked examples; '' says nothing.
   c.data.shots = ()  # Worked examples: (question, completion) pairs, as
   # earlier turns of the chat. The shared prompt makes them nearly free.
@@ -65,6 +68,10 @@ def default() -> ConfigDict:
 
   c.reward = ConfigDict({'answer': 1.0, 'format': 0.1})  # rewards/<name>.py ->
   # weight, or {'weight': ..., knobs}; see rewards/mix.py.
+  c.host = ConfigDict()  # Of rewards that cannot compile (rewards/host).
+  c.host.workers = 0  # Processes that score; 0: as many as there are cores.
+  c.host.pieces = 2  # A batch is sampled in so many: the host scores one while
+  # the device samples the next.
   c.advantage = ConfigDict({'name': 'grpo'})  # advantages.py, and its knobs.
   c.loss = ConfigDict({'name': 'grpo', 'clip_low': 0.2, 'clip_high': 0.2})
   # losses/policy.py, and its knobs.
@@ -85,6 +92,8 @@ def default() -> ConfigDict:
   c.cpu_devices = 1  # What a CPU counts as, up to its cores (process.cut_cpu).
 
   c.eval = ConfigDict()  # Before and after RL, at the rollout's temperature.
+  c.eval.right = 'answer'  # The part of the reward that tells what is right.
+  c.eval.reasoned = 'format'  # The part that tells what reasons.
   c.eval.problems = 512  # Held-out problems.
   c.eval.samples = 1  # Completions of each.
   c.eval.batch = 512  # Problems sampled at one time.
@@ -163,6 +172,7 @@ def check(c: ConfigDict) -> None:
     'updates.head_chunk': c.updates.head_chunk,
     'pretrain.rows': c.pretrain.rows,
     'pretrain.width': c.pretrain.width,
+    'host.pieces': c.host.pieces,
     'eval.problems': c.eval.problems,
     'eval.samples': c.eval.samples,
     'eval.batch': c.eval.batch,
@@ -178,6 +188,7 @@ def check(c: ConfigDict) -> None:
     ('kl.coef', c.kl.coef),
     ('log.every', c.log.every),
     ('log.prompts', c.log.prompts),
+    ('host.workers', c.host.workers),
   ):
     if value < 0:
       raise ValueError(f'{name}={value} must not be below 0')
@@ -197,7 +208,16 @@ def check(c: ConfigDict) -> None:
     )
   _check_choice('model.name', c.model.name, _modules(models, 'build'))
   datasets.find(c.data.name)
-  parts = mix.parse(c.reward.to_dict())
+  prompts.check(c.data.template, c.data.instruction, c.data.shots)
+  parts = mix.parse(reward_mix(c))
+  if any(part.host for part in parts) and c.data.prompts % c.host.pieces:
+    raise ValueError(
+      f'data.prompts={c.data.prompts} must be a multiple of '
+      f'host.pieces={c.host.pieces}, where the host scores'
+    )
+  for part in parts:
+    if part.host:
+      host.check(part.host)
   if not any(part.weight for part in parts):
     raise ValueError(f'reward={c.reward.to_dict()}: no part has a weight')
   for section in _CHOICES:
@@ -220,6 +240,12 @@ def check(c: ConfigDict) -> None:
       f'pretrain.steps={c.pretrain.steps} trains random weights, but '
       f'model.init={c.model.init!r} loads some: one of them must go'
     )
+
+
+def reward_mix(c: ConfigDict) -> dict:
+  """The parts of the reward, and those that an evaluation asks for."""
+  asked = dict.fromkeys((c.eval.right, c.eval.reasoned), 0.0)
+  return asked | c.reward.to_dict()
 
 
 _DTYPES = ('float32', 'bfloat16', 'float64')  # The last to study rounding.

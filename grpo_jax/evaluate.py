@@ -16,17 +16,16 @@ from etils import epath
 import numpy as np
 
 from grpo_jax import metrics, process, sharding
+from grpo_jax.datasets import Example
 from grpo_jax.types import Params, Prompts, Rewards, Rollout
-
-PARTS = {'answer': 0.0, 'format': 0.0}  # Scored even if training does not.
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
   """One row a problem, one column a completion."""
 
-  correct_NG: np.ndarray  # Score of the answer reward.
-  reasoned_NG: np.ndarray  # Score of the format reward: thought, then answer.
+  correct_NG: np.ndarray  # Score of the part that tells what is right.
+  reasoned_NG: np.ndarray  # Of the part that tells what reasons.
   reward_NG: np.ndarray  # The weighted sum that training maximises.
   lengths_NG: np.ndarray  # Tokens.
   ended_NG: np.ndarray
@@ -36,28 +35,33 @@ class Evaluation:
 def evaluate(
   sample: Callable[..., tuple[Rollout, Rewards]],
   params: Params,
-  batches: Sequence[tuple[Prompts, int]],
+  batches: Sequence[tuple[Prompts, Sequence[Example]]],
   seed: int,
   decode: Callable[[Sequence[int]], str],
+  right: str = 'answer',
+  reasoned: str = 'format',
 ) -> Evaluation:
   """Samples and scores.
 
   Args:
-    sample: (params, prompts, seed) -> (rollout, rewards), compiled.
+    sample: (params, prompts, seed, examples) -> (rollout, rewards), compiled.
     params: the policy's parameters.
-    batches: prompts, and how many of them count: the rest is padding.
+    batches: prompts, and the examples that count: further rows are padding.
     seed: of the noise.
     decode: token ids to text.
+    right: the part of the reward that tells whether an answer is right.
+    reasoned: the part that tells whether there is a reasoning.
   """
   columns, texts = [], []
-  for prompts, count in batches:
-    rollout, rewards = sharding.to_host(sample(params, prompts, seed))
+  for prompts, examples in batches:
+    count = len(examples)
+    rollout, rewards = sharding.to_host(sample(params, prompts, seed, examples))
     columns.append(
       [
         x[:count]
         for x in (
-          rewards.parts['answer'],
-          rewards.parts['format'],
+          rewards.parts[right],
+          rewards.parts[reasoned],
           rewards.total_PG,
           rollout.lengths_PG,
           rollout.ended_PG,

@@ -32,8 +32,6 @@ from grpo_jax import (
 )
 from grpo_jax.types import Rewards, Rollout, TrainState
 
-News = tuple[Rollout | None, Rewards | None, dict[str, Any]]
-
 
 @dataclasses.dataclass(frozen=True)
 class Session:
@@ -103,6 +101,7 @@ def fit(
         return summary
       finally:
         writer.close()
+        steps.close()
 
 
 def resume(run: build.Run, manager: ocp.CheckpointManager) -> TrainState:
@@ -131,11 +130,12 @@ def _carry_out(s: Session, state: TrainState) -> dict[str, Any] | None:
 
   def pretrain(state, i):
     state, numbers = s.steps.pretrain(state, build.pretrain_batch(run, i))
-    return state, (None, None, numbers)
+    return state, train.News(None, None, numbers)
 
   def improve(state, i):
     s.trace.before_step(state)
-    return s.steps.iterate(state, build.train_batch(run, i - begin))
+    examples = build.train_examples(run, i - begin)
+    return s.steps.iterate(state, run.encode(examples), examples)
 
   state, stopped = _loop(s, 'pre-training', pretrain, state, 0, begin)
   if stopped:
@@ -156,7 +156,7 @@ def _carry_out(s: Session, state: TrainState) -> dict[str, Any] | None:
 def _loop(
   s: Session,
   name: str,
-  one_step: Callable[[TrainState, int], tuple[TrainState, News]],
+  one_step: Callable[[TrainState, int], tuple[TrainState, train.News]],
   state: TrainState,
   first: int,
   last: int,
@@ -195,10 +195,11 @@ def _loop(
   return state, bool(asked)
 
 
-def _record(s: Session, step: int, news: News) -> tuple[dict, str]:
+def _record(s: Session, step: int, news: train.News) -> tuple[dict, str]:
   """Writes a step down; returns its numbers, and a line for the bar."""
-  rollout, rewards, numbers = news
+  rollout, rewards, numbers, failures = news
   numbers = s.writer.step(step, numbers, rollout)
+  s.writer.failures(step, failures)
   if rollout is None:
     note = f'loss {numbers["loss"]:.3f}  {numbers["time/step"]:.2f} s/step'
     return numbers, note
@@ -265,6 +266,8 @@ def _evaluate(s: Session, name: str, state: TrainState) -> None:
       build.eval_batches(s.run),
       s.run.config.seed + 1,  # Not the dice of training.
       s.run.tokenizer.decode,
+      s.run.config.eval.right,
+      s.run.config.eval.reasoned,
     )
   if process.is_lead():
     path.parent.mkdir(exist_ok=True)

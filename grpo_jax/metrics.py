@@ -8,6 +8,7 @@ Dimension key: P prompts, G completions each, T completion length.
 """
 
 from collections.abc import Callable, Iterable
+import dataclasses
 import json
 import math
 import time
@@ -20,6 +21,7 @@ import numpy as np
 import tensorboardX
 
 from grpo_jax import process
+from grpo_jax.rewards.host import Failure
 from grpo_jax.types import Rewards, Rollout
 
 Metrics = dict[str, jax.Array]
@@ -33,25 +35,39 @@ def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 def describe(rollout: Rollout, rewards: Rewards) -> Metrics:
   """What a batch of scored completions looks like."""
-  total_PG = rewards.total_PG
-  scored_PG = ~jnp.isnan(total_PG)
-  low_P = jnp.min(jnp.where(scored_PG, total_PG, jnp.inf), axis=1)
-  high_P = jnp.max(jnp.where(scored_PG, total_PG, -jnp.inf), axis=1)
-  parts = {
-    f'reward/{name}': masked_mean(part_PG, ~jnp.isnan(part_PG))
-    for name, part_PG in rewards.parts.items()
-  }
-  return parts | {
-    'reward/mean': masked_mean(total_PG, scored_PG),
-    'reward/unscored': jnp.mean(~scored_PG),
+  found = {}
+  for name, part_PG in rewards.parts.items():
+    mean, std, unscored, equal = _statistics(part_PG)
+    found |= {
+      f'reward/{name}': mean,
+      f'reward/{name}_std': std,
+      f'reward/{name}_unscored': unscored,
+      f'groups/degenerate_{name}': equal,
+    }
+  mean, std, unscored, equal = _statistics(rewards.total_PG)
+  return found | {
+    'reward/mean': mean,
+    'reward/std': std,
+    'reward/unscored': unscored,
     # Groups of equal rewards teach nothing; share of all groups.
-    'groups/degenerate': jnp.mean(low_P >= high_P),
+    'groups/degenerate': equal,
     'rollout/length': jnp.mean(rollout.lengths_PG.astype(jnp.float32)),
     'rollout/length_max': jnp.max(rollout.lengths_PG).astype(jnp.float32),
     'rollout/truncated': jnp.mean(~rollout.ended_PG),
     # The mean surprise of sampled tokens estimates the policy's entropy.
     'rollout/entropy': masked_mean(-rollout.logps_PGT, rollout.actions_PGT),
   }
+
+
+def _statistics(score_PG: jax.Array) -> tuple[jax.Array, ...]:
+  """Mean, deviation, share without a score, share of groups without spread."""
+  scored_PG = ~jnp.isnan(score_PG)
+  mean = masked_mean(score_PG, scored_PG)
+  variance = masked_mean(jnp.square(score_PG - mean), scored_PG)
+  low_P = jnp.min(jnp.where(scored_PG, score_PG, jnp.inf), axis=1)
+  high_P = jnp.max(jnp.where(scored_PG, score_PG, -jnp.inf), axis=1)
+  unscored, equal = jnp.mean(~scored_PG), jnp.mean(low_P >= high_P)
+  return mean, jnp.sqrt(variance), unscored, equal
 
 
 class Writer:
@@ -84,9 +100,11 @@ class Writer:
     lines = _cut(workdir / 'metrics.jsonl', step)
     self._earlier = lines[-1]['time/elapsed'] if lines else 0.0
     _cut(workdir / 'completions.jsonl', step)
+    _cut(workdir / 'failures.jsonl', step)
     self._files = _Files(
       (workdir / 'metrics.jsonl').open('a'),
       (workdir / 'completions.jsonl').open('a'),
+      (workdir / 'failures.jsonl').open('a'),
       tensorboardX.SummaryWriter(
         str(workdir / 'tensorboard'), purge_step=step + 1
       ),
@@ -133,6 +151,14 @@ class Writer:
         self._files.completions.write(line + '\n')
       self._files.completions.flush()
 
+  def failures(self, step: int, found: Iterable[Failure]) -> None:
+    """Completions that a host reward could not score, and why."""
+    if self._files:
+      for failure in found:
+        row = {'step': step} | dataclasses.asdict(failure)
+        self._files.failures.write(json.dumps(row, ensure_ascii=False) + '\n')
+      self._files.failures.flush()
+
   def flush(self) -> None:
     """What was written so far outlives this process."""
     if self._files:
@@ -146,6 +172,7 @@ class Writer:
 class _Files(NamedTuple):
   metrics: IO[str]
   completions: IO[str]
+  failures: IO[str]
   board: tensorboardX.SummaryWriter
 
 

@@ -77,7 +77,7 @@ def hits(
     last_B = jnp.max(jnp.where(earlier_BT, ends_BT, first_B[:, None]), axis=1)
     last_B = jnp.maximum(last_B, first_B)
     inside_BT &= (starts_BT >= first_B[:, None]) & (ends_BT <= last_B[:, None])
-    given = reader, text, tokens_BT, lengths_B
+    given = reader, text, tokens_BT, (starts_BT, ends_BT)
     carry = _read_bytes(*given, start_B, first_B, carry)
   carry = _read_tokens(reader, tokens_BT, inside_BT, carry)
   if part_B2 is not None:
@@ -99,19 +99,23 @@ def _read_tokens(reader, tokens_BT, inside_BT, carry):
   return jax.lax.scan(step, carry, tokens_TB)[0]
 
 
-def _read_bytes(reader, text, tokens_BT, lengths_B, start_B, end_B, carry):
-  """Reads bytes [start, end), which are no more than one token has."""
-  size = text.bytes_VC.shape[1]
-  bytes_BC, _ = text_lib.span(text, tokens_BT, lengths_B, start_B, end_B, size)
+def _read_bytes(reader, text, tokens_BT, offsets, start_B, end_B, carry):
+  """Reads bytes [start, end), which belong to one token."""
+  starts_BT, ends_BT = offsets
+  at_B1 = jnp.sum(ends_BT <= start_B[:, None], axis=1, keepdims=True)
+  at_B1 = jnp.minimum(at_B1, tokens_BT.shape[1] - 1)
+  token_B = jnp.take_along_axis(tokens_BT, at_B1, axis=1)[:, 0]
+  first_B = start_B - jnp.take_along_axis(starts_BT, at_B1, axis=1)[:, 0]
+  size_B = end_B - start_B
 
-  def step(carry, inputs):
-    state_B, hits_B = carry
-    c, byte_B = inputs
-    inside_B = c < end_B - start_B
+  def step(carry):
+    c, (state_B, hits_B) = carry
+    inside_B = c < size_B
+    byte_B = text.bytes_VC[token_B, first_B + c]
     hits_B += jnp.where(inside_B, reader.hits_SC[state_B, byte_B], 0)
-    return (
-      jnp.where(inside_B, reader.next_SC[state_B, byte_B], state_B),
-      hits_B,
-    ), None
+    after_B = reader.next_SC[state_B, byte_B]
+    return c + 1, (jnp.where(inside_B, after_B, state_B), hits_B)
 
-  return jax.lax.scan(step, carry, (jnp.arange(size), bytes_BC.T))[0]
+  # Long tokens are rare: as many steps as there are bytes to read, mostly few.
+  more = jnp.max(size_B)
+  return jax.lax.while_loop(lambda x: x[0] < more, step, (0, carry))[1]

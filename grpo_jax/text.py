@@ -120,6 +120,23 @@ def find(
   return tuple(found)
 
 
+def reasoning(
+  text: TokenText, tokens_BT: jax.Array, lengths_B: jax.Array
+) -> jax.Array:
+  """Where the thinking is, bytes [start, end) as a column each.
+
+  It goes from the first <think>, or the start of a text without one (a prompt
+  may have opened it), to the first </think>. Where that is missing, or comes
+  before the <think>, it goes to the end, for which a huge position stands.
+  """
+  tags = '<think>', '</think>'
+  opening, closing = find(text, tags, tokens_BT, lengths_B)
+  closed_B = (closing.count_B > 0) & (closing.start_B >= opening.end_B)
+  end = jnp.iinfo(jnp.int32).max
+  end_B = jnp.where(closed_B, closing.start_B, end)
+  return jnp.stack([opening.end_B, end_B], axis=1)
+
+
 def offsets(
   text: TokenText, tokens_BT: jax.Array, lengths_B: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ never does so again. fit.py carries the steps out; a benchmark or a plan takes
 single programs, also for devices that are not there.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import concurrent.futures
 import time
 from typing import Any, NamedTuple
@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from grpo_jax import build, models, sharding, weights
-from grpo_jax.types import TrainState
+from grpo_jax import build, models, scoring, sharding, weights
+from grpo_jax.rewards import host
+from grpo_jax.types import Params, Rewards, Rollout, TrainState
 
 
 class Program(NamedTuple):
@@ -34,15 +35,28 @@ class Program(NamedTuple):
       return self.function.lower(*self.arguments)
 
 
+class News(NamedTuple):
+  """What an iteration brings besides the state."""
+
+  rollout: Rollout
+  rewards: Rewards
+  metrics: dict[str, Any]
+  failures: Sequence[host.Failure] = ()  # Of host rewards, in this process.
+
+
 class Steps(NamedTuple):
-  """Compiled functions. A state that goes in is gone: its memory is reused."""
+  """Compiled functions. A state that goes in is gone: its memory is reused.
+
+  Only host rewards look at the examples.
+  """
 
   pretrain: Callable | None  # (state, documents) -> state, metrics
   start_rl: Callable  # (state) -> state
-  iterate: Callable  # (state, prompts) -> state, (rollout, rewards, metrics)
-  sample: Callable  # (params, prompts, seed) -> rollout, rewards
+  iterate: Callable  # (state, prompts, examples) -> state, News
+  sample: Callable  # (params, prompts, seed, examples) -> rollout, rewards
   any_process: Callable  # (condition) -> whether it holds on one of them
   metrics: list[str]  # Names of what an iteration measures.
+  close: Callable  # () -> None; ends the workers of host rewards
 
 
 def programs(run: build.Run) -> dict[str, Program]:
@@ -59,22 +73,39 @@ def programs(run: build.Run) -> dict[str, Program]:
   held_out = _like(build.eval_batches(run)[0][0], rows)
   text = _like(run.text, whole)
   key = _like(jax.eval_shape(jax.random.key, 0), whole)
-  rolled = _like(jax.eval_shape(f.rollout, rl.params, prompts, key), rows)
-  scores = _like(jax.eval_shape(f.reward, rolled, prompts, text), rows)
-  iterated = rl_out, (rows, rows, whole)
+
+  def like_output(function, *arguments):
+    return _like(jax.eval_shape(function, *arguments), rows)
 
   # name -> function, arguments, shardings of its outputs. States are donated.
-  found = {
-    'start_rl': (f.start_rl, (first,), rl_out),
-    'sample': (f.sample, (rl.params, held_out, text, key), rows),
-    'iterate': (f.iterate, (rl, prompts, text, key), iterated),
-    'rollout': (f.rollout, (rl.params, prompts, key), rows),
-    'reward': (f.reward, (rolled, prompts, text), rows),
-    'update': (f.update, (rl, rolled, scores), (rl_out, whole)),
-  }
+  found = {'start_rl': (f.start_rl, (first,), rl_out)}
   if run.documents is not None:
     documents = _like(build.pretrain_batch(run, 0), rows)
     found['pretrain'] = f.pretrain, (first, documents), (first_out, whole)
+  if scoring.specs(run.config):  # The host stands between the programs.
+    pieces = run.config.host.pieces
+    piece = _like(scoring.cut(build.train_batch(run, 0), pieces)[0], rows)
+
+    def by_host(name, roll, score, prompts, pieces):
+      found[f'rollout{name}'] = roll, (rl.params, prompts, key), rows
+      rolled = (like_output(roll, rl.params, prompts, key),) * pieces
+      hosted = scoring.like(run.config, rolled, rows)
+      found[f'score{name}'] = score, (rolled, text, hosted), rows
+      return like_output(score, rolled, text, hosted)
+
+    by_host('_sample', f.rollout_sample, f.score_sample, held_out, 1)
+    scored = by_host('', f.rollout, f.score, piece, pieces)
+  else:
+    rolled = like_output(f.rollout, rl.params, prompts, key)
+    scored = rolled, like_output(f.reward, rolled, prompts, text)
+    iterated = rl_out, (rows, rows, whole)
+    found |= {
+      'sample': (f.sample, (rl.params, held_out, text, key), rows),
+      'iterate': (f.iterate, (rl, prompts, text, key), iterated),
+      'rollout': (f.rollout, (rl.params, prompts, key), rows),
+      'reward': (f.reward, (rolled, prompts, text), rows),
+    }
+  found['update'] = f.update, (rl, *scored), (rl_out, whole)
   # float64 has no name among the precisions of products, and no need of one.
   precision = run.config.model.dtype.replace('float64', 'float32')
 
@@ -89,28 +120,46 @@ def programs(run: build.Run) -> dict[str, Program]:
 def compile_steps(run: build.Run) -> Steps:
   """Compiles everything that a run executes, ahead of time."""
   c = run.config
-  names = ['start_rl', 'sample']
-  names += ['pretrain'] if run.documents is not None else []
-  names += ['iterate'] if c.fuse else ['rollout', 'reward', 'update']
+  pool = scoring.open_pool(run)
+  if pool:
+    names = ['rollout', 'score', 'update', 'rollout_sample', 'score_sample']
+  elif c.fuse:
+    names = ['iterate', 'sample']
+  else:
+    names = ['rollout', 'reward', 'update', 'sample']
+  names += ['start_rl', *(['pretrain'] if run.documents is not None else [])]
   p = compile_programs(run, names)
   whole = sharding.replicated(run.mesh)
+  rows = sharding.batch_sharding(run.mesh)
   make_key = jax.jit(jax.random.key, out_shardings=whole)
   text, key = sharding.put(run.text, whole), make_key(c.seed)
 
-  def put(batch):
-    return sharding.put(batch, sharding.batch_sharding(run.mesh))
-
   def pretrain(state, documents):
-    return p['pretrain'](state, put(documents))
+    return p['pretrain'](state, sharding.put(documents, rows))
 
-  def iterate(state, prompts):
-    prompts = put(prompts)
-    if c.fuse:
-      return p['iterate'](state, prompts, text, key)
-    return _apart(p, state, prompts, text, key)
+  def iterate(state, prompts, examples):
+    if pool is None:
+      prompts = sharding.put(prompts, rows)
+      if not c.fuse:
+        return _apart(p, state, prompts, text, key)
+      state, news = p['iterate'](state, prompts, text, key)
+      return state, News(*news)
+    now = jax.device_put(jax.random.fold_in(key, state.step), key.sharding)
+    *scored, failures, numbers = _through_host(
+      run, pool, p, text, state.params, prompts, now, examples
+    )
+    clock = time.perf_counter()
+    state, own = jax.block_until_ready(p['update'](state, *scored))
+    own |= numbers | {'time/update': time.perf_counter() - clock}
+    return state, News(*scored, own, failures)
 
-  def sample(params, prompts, seed):
-    return p['sample'](params, put(prompts), text, make_key(seed))
+  def sample(params, prompts, seed, examples):
+    if pool is None:
+      prompts = sharding.put(prompts, rows)
+      return p['sample'](params, prompts, text, make_key(seed))
+    return through_host('_sample', params, [prompts], make_key(seed), examples)[
+      :2
+    ]
 
   def any_process(condition):
     if jax.process_count() == 1:
@@ -118,12 +167,18 @@ def compile_steps(run: build.Run) -> Steps:
     return any_true(sharding.put_own(bool(condition), run.mesh))
 
   any_true = jax.jit(jax.numpy.any, out_shardings=whole)
-  if c.fuse:
+  if 'iterate' in p:
     _, (*_, numbers) = p['iterate'].out_info
   else:
     _, numbers = p['update'].out_info
   return Steps(
-    pretrain, p['start_rl'], iterate, sample, any_process, sorted(numbers)
+    pretrain=pretrain,
+    start_rl=p['start_rl'],
+    iterate=iterate,
+    sample=sample,
+    any_process=any_process,
+    metrics=sorted(numbers),
+    close=pool.close if pool else lambda: None,
   )
 
 
@@ -153,7 +208,46 @@ def _apart(programs, state, prompts, text, key):
   state, numbers = timed(programs['update'](state, rolled, scores))
   names = ('time/rollout', 'time/reward', 'time/update')
   numbers |= zip(names, np.diff(clock), strict=True)
-  return state, (rolled, scores, numbers)
+  return state, News(rolled, scores, numbers)
+
+
+def _through_host(run, pool, p, text, params, prompts, key, examples, name=''):
+  """Samples and scores with the programs of this name; see scoring.py."""
+  rows = sharding.batch_sharding(run.mesh)
+  pieces = 1 if name else run.config.host.pieces
+
+  def roll(piece):
+    return p[f'rollout{name}'](params, sharding.put(piece, rows), key)
+
+  def score(rolled, hosted):
+    return p[f'score{name}'](rolled, text, sharding.put(hosted, rows))
+
+  pieces = scoring.cut(prompts, pieces)
+  return scoring.through_host(run, pool, roll, score, pieces, examples)
+
+
+def first_batch(run: build.Run, params: Params) -> News:
+  """What the first step would sample and how it scores; nothing is learnt."""
+  whole = sharding.replicated(run.mesh)
+  text = sharding.put(run.text, whole)
+  key = jax.jit(jax.random.key, out_shardings=whole)(run.config.seed)
+  examples = build.train_examples(run, 0)
+  prompts = run.encode(examples)
+  pool = scoring.open_pool(run)
+  try:
+    if pool is None:
+      p = compile_programs(run, ['rollout', 'reward'])
+      prompts = sharding.put(prompts, sharding.batch_sharding(run.mesh))
+      rolled = p['rollout'](params, prompts, key)
+      return News(rolled, p['reward'](rolled, prompts, text), {})
+    p = compile_programs(run, ['rollout', 'score'])
+    *scored, failures, numbers = _through_host(
+      run, pool, p, text, params, prompts, key, examples
+    )
+    return News(*scored, numbers, failures)
+  finally:
+    if pool:
+      pool.close()
 
 
 def start(run: build.Run) -> TrainState:

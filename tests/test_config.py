@@ -116,7 +116,7 @@ def test_counts_must_be_positive(name, value):
     ({'model.name': 'layers'}, ["model.name='layers'", 'llama']),
     ({'model.dtype': 'float12'}, ["model.dtype='float12'", 'bfloat16']),
     ({'model.dtype': 'float64'}, ['model.dtype=float64', 'JAX_ENABLE_X64']),
-    ({'data.name': 'gsm8k'}, ["'gsm8k'", 'chains', 'sums']),
+    ({'data.name': 'gsm9k'}, ["'gsm9k'", 'chains', 'sums']),
     ({'data.name': 'packing'}, ["'packing'", 'chains', 'sums']),
     ({'optim.name': 'adam'}, ["'adam'", "'adamw'", "'sgd'"]),
     ({'optim.schedule': 'step'}, ["'step'", "'cosine'"]),

@@ -1,4 +1,5 @@
 import itertools
+import json
 import random
 import re
 import time
@@ -23,6 +24,68 @@ def test_what_is_written_is_what_was_generated(dataset):
   stored = dataset.all('train') + dataset.all('heldout')
   assert len(stored) == len(unique) == len({e.prompt for e in stored})
   assert set(stored) == set(unique)
+
+
+def test_columns_and_splits_come_back_from_disk(tmp_path, monkeypatch):
+  given = [
+    datasets.Example(f'{i} é?', 'a', 'b', {'n': [i, {'x': None}]}, split)
+    for i, split in enumerate(['train', 'heldout', 'train'])
+  ]
+  monkeypatch.setattr(sums, 'examples', lambda: iter(given))
+  loaded = datasets.load('sums', str(tmp_path))
+  assert loaded.all('train') == [given[0], given[2]]
+  assert loaded.all('heldout') == [given[1]]
+
+
+def test_an_example_without_columns_has_none_and_all_can_be_hashed():
+  bare = datasets.Example('1?', '1')
+  assert bare == ('1?', '1', '', {}, '')
+  full = bare._replace(columns={'n': [1]})
+  assert len({bare, full, datasets.Example('1?', '1')}) == 2
+
+
+def test_a_dataset_s_own_split_holds_and_held_out_wins():
+  train, test, open_ = (
+    [datasets.Example(f'{i} + {i + k}?', '', split=side) for i in range(50)]
+    for k, side in ((1, 'train'), (2, 'heldout'), (3, ''))
+  )
+  turned = datasets.Example('3 + 1?', '', split='train')  # 1 + 3? is held out.
+  twice = test[7]._replace(split='train')
+  found = datasets.split([turned, twice, *train, *test, *open_], 0.5)
+  assert set(test) < set(found['heldout'])
+  assert set(train) < set(found['train'])
+  assert {turned, twice}.isdisjoint(found['train'])
+  assert len(found['train'] + found['heldout']) == 150
+  assert set(open_) & set(found['train']) and set(open_) & set(found['heldout'])
+
+
+def test_a_key_of_the_dataset_decides_what_is_the_same():
+  boards = [datasets.Example(f'{n:09b}', '') for n in range(512)]
+  spaced = [b._replace(prompt=' '.join(b.prompt)) for b in boards]
+  found = datasets.split(spaced, 0.3, key=lambda prompt: prompt)
+  assert 0.2 < len(found['heldout']) / 512 < 0.4
+  assert {e.prompt for e in found['heldout']} | {
+    e.prompt for e in found['train']
+  } == {e.prompt for e in spaced}
+
+
+def test_knobs_too_long_for_a_folder_still_name_it(tmp_path):
+  loaded = [
+    datasets.load('files', str(tmp_path / 'data'), path=path)
+    for path in _long_paths(tmp_path)
+  ]
+  assert [d.all('train')[0].answer for d in loaded] == ['0', '1']
+  names = [x.name for x in (tmp_path / 'data' / 'files').iterdir()]
+  assert len(names) == 2 and max(map(len, names)) < 200
+
+
+def _long_paths(folder):
+  for k in range(2):
+    path = folder / ('long' * 40) / f'{k}.jsonl'
+    path.parent.mkdir(exist_ok=True)
+    rows = [{'prompt': f'{i}?', 'answer': str(k)} for i in range(100)]
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    yield str(path)
 
 
 def test_no_problem_is_in_both_splits(dataset):
@@ -70,6 +133,15 @@ def test_batches_are_a_pure_function_of_seed_and_cursor(dataset):
   assert batch != dataset.batch('train', 8, seed=4, cursor=40)
   halves = [dataset.batch('train', 4, seed=3, cursor=c) for c in (40, 44)]
   assert batch == halves[0] + halves[1]
+
+
+def test_each_process_can_ask_for_its_own_slice(dataset):
+  whole = dataset.batch('train', 8, seed=0, cursor=0)
+  assert whole[2:4] == dataset.batch('train', 2, seed=0, cursor=2)
+  n = dataset.size('train')  # Across the border of two epochs too.
+  whole = dataset.batch('train', 8, seed=0, cursor=n - 3)
+  slices = [dataset.batch('train', 2, 0, n - 3 + 2 * p) for p in range(4)]
+  assert whole == list(itertools.chain.from_iterable(slices))
 
 
 def test_an_epoch_holds_every_example_once_and_the_next_is_shuffled_anew(
@@ -167,8 +239,9 @@ def test_preparing_and_reading_say_nothing(tmp_path, capfd, caplog):
 @pytest.mark.parametrize(
   ('name', 'knobs', 'message'),
   [
-    ('chain', {}, r"^no dataset 'chain'; there are chains, sums$"),
-    ('packing', {}, r"^no dataset 'packing'; there are chains, sums$"),
+    ('chain', {}, r"^no dataset 'chain'; there are chains, count"),
+    ('packing', {}, r"^no dataset 'packing'; there are .*, math, mixture"),
+    ('store', {}, r"^no dataset 'store'; there are .*, quadratics, sums$"),
     ('sums', {'digit': 2}, r"no knob 'digit'; it has digits, problems"),
     ('sums', {'digits': '2+x'}, r"^digits='2\+x' must be like '2\+1'"),
     ('sums', {'digits': '2'}, r"^digits='2' must be like '2\+1'"),
@@ -235,7 +308,7 @@ def test_the_last_operations_of_a_chain_do_not_tell_the_answer():
 def test_a_small_space_of_sums_is_enumerated_and_right(digits, count):
   examples = list(sums.examples(digits))
   assert len(set(examples)) == len(examples) == count
-  for prompt, answer, reasoning in examples:
+  for prompt, answer, reasoning, *_ in examples:
     summands = re.findall(r'\d+', prompt)
     assert prompt == f'What is {" + ".join(summands)}?'
     assert int(answer) == sum(map(int, summands))

@@ -276,7 +276,7 @@ def test_no_two_training_steps_or_seeds_share_noise(
 
   def completions(steps, state, step):
     state = sharding.put(state.replace(step=np.int32(step)), layout)
-    _, (rolled, _, _) = steps.iterate(state, prompts)
+    _, (rolled, *_) = steps.iterate(state, prompts, [])
     # One that ends at once may well equal another.
     return np.asarray(rolled.tokens_PGT)[rolled.lengths_PG > 3]
 

@@ -28,9 +28,9 @@ def evaluation(seed=0, **fields):
   )
 
 
-def fake_sample(params, prompts, key):
+def fake_sample(params, prompts, key, examples):
   """Scores that say which problem it was: row p has the first token p."""
-  del params, key
+  del params, key, examples
   P = len(prompts.ids_P)
   first_PG = np.repeat(prompts.tokens_PL[:, :1], G, axis=1)
   rollout = types.Rollout(
@@ -82,7 +82,7 @@ def test_every_problem_counts_once_and_padding_does_not(
   heldout, problems, batch, sizes
 ):
   batches = build.eval_batches(run_of(heldout, problems, batch))
-  assert [count for _, count in batches] == sizes
+  assert [len(some) for _, some in batches] == sizes
   assert len({prompts.tokens_PL.shape for prompts, _ in batches}) == 1
   result = evaluate.evaluate(fake_sample, None, batches, 0, str)
   count = min(problems, heldout)
@@ -96,8 +96,8 @@ def test_every_problem_counts_once_and_padding_does_not(
 
 
 def test_a_batch_larger_than_all_held_out_problems_is_filled_up():
-  [(prompts, count)] = build.eval_batches(run_of(4, 512, 10))
-  assert count == 4 and prompts.tokens_PL.shape == (10, 1)
+  [(prompts, some)] = build.eval_batches(run_of(4, 512, 10))
+  assert len(some) == 4 and prompts.tokens_PL.shape == (10, 1)
 
 
 def test_a_summary_gives_shares_of_completions():

@@ -48,16 +48,22 @@ def test_a_batch_is_described_as_numpy_does():
   total_PG[0] = 0.25  # Equal.
   total_PG[1, 0] = np.nan
   total_PG[2] = np.nan, 3.0, 3.0  # Equal where scored.
-  part_PG = np.where(rng.random((P, G)) > 0.5, 1.0, np.nan)
+  part_PG = rng.choice([0.0, 1.0, np.nan], size=(P, G), p=[0.2, 0.3, 0.5])
+  part_PG[:, 0] = 1.0
   batch = rollout()
   found = metrics.describe(batch, rewards(total_PG, answer=part_PG))
 
   actions = np.asarray(batch.actions_PGT)
+  low_P, high_P = np.nanmin(part_PG, axis=1), np.nanmax(part_PG, axis=1)
   expected = {
     'reward/mean': np.nanmean(total_PG),
-    'reward/answer': np.nanmean(part_PG),
+    'reward/std': np.nanstd(total_PG),
     'reward/unscored': 2 / (P * G),
     'groups/degenerate': 2 / P,
+    'reward/answer': np.nanmean(part_PG),
+    'reward/answer_std': np.nanstd(part_PG),
+    'reward/answer_unscored': np.mean(np.isnan(part_PG)),
+    'groups/degenerate_answer': np.mean(~(low_P < high_P)),
     'rollout/length': np.mean(batch.lengths_PG),
     'rollout/length_max': np.max(batch.lengths_PG),
     'rollout/truncated': np.mean(~np.asarray(batch.ended_PG)),

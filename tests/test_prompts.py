@@ -17,6 +17,7 @@ EXAMPLES = [
 class Bytes:
   """A tokenizer whose tokens are bytes; a prompt is its turns in brackets."""
 
+  bos_id = 299
   eos_ids = (300, 301)
 
   def encode(self, text):
@@ -113,3 +114,76 @@ def test_the_share_that_reasons_is_fixed_by_the_problem():
   assert some < more
   assert len(some) / 2000 == pytest.approx(0.4, abs=0.04)
   assert len(more) / 2000 == pytest.approx(0.6, abs=0.04)
+
+
+def test_a_plain_template_is_the_whole_prompt_past_the_chat_template():
+  ids = prompts.to_ids('3 + 4?', Bytes(), 'r1_zero')
+  text = bytes(ids[1:]).decode()
+  assert ids[0] == 299
+  assert text.startswith('A conversation between User and Assistant. The user ')
+  assert '<think> </think> and <answer> </answer> tags' in text
+  assert text.endswith(
+    '<answer> answer here </answer>. User: 3 + 4?. Assistant:'
+  )
+
+
+def test_a_system_template_is_the_first_turn_of_the_chat():
+  ids = prompts.to_ids('3 + 4?', Bytes(), 'boxed', shots=[('1?', '1')])
+  assert bytes(ids).decode() == (
+    '[system:Please reason step by step, and put your final answer within '
+    '\\boxed{}.][user:1?][assistant:1][user:3 + 4?]'
+  )
+
+
+def test_without_a_template_the_chat_is_as_it_was():
+  ids = prompts.to_ids('3 + 4?', Bytes(), '', 'Be brief.', [('1?', '1')])
+  chat = prompts.chat('3 + 4?', 'Be brief.', [('1?', '1')])
+  assert ids == Bytes().prompt(chat)
+
+
+@pytest.mark.parametrize('template', [*prompts.PLAIN, 'Q: {question} A: {x}'])
+def test_any_question_stands_in_a_plain_template_as_it_is(template):
+  question = r'Is \frac{1}{2} of {question} "{}" 50%?'
+  text = bytes(prompts.to_ids(question, Bytes(), template)[1:]).decode()
+  parts = prompts.PLAIN.get(template, template).split('{question}')
+  assert text == question.join(parts) and len(parts) == 2
+
+
+@pytest.mark.parametrize(
+  'template', [*prompts.PLAIN, *prompts.SYSTEM, '', '{question}!']
+)
+def test_known_templates_and_texts_with_a_question_pass(template):
+  prompts.check(template, '', ())
+  assert '{question}' not in prompts.SYSTEM.get(template, '')
+
+
+@pytest.mark.parametrize(
+  'template,instruction,shots,words',
+  [
+    ('r1_zer', '', (), ["data.template='r1_zer'", 'r1_zero, countdown']),
+    ('Answer: {q}', '', (), ["'Answer: {q}'", '{question}']),
+    ('open_r1', 'Be brief.', (), ["'open_r1'", "data.instruction='Be brief.'"]),
+    ('r1_zero', 'Be brief.', (), ["'r1_zero'", 'must be empty']),
+    ('{question}!', '', (('1?', '1'),), ["'{question}!'", 'data.shots']),
+  ],
+)
+def test_templates_that_cannot_be_are_refused_in_one_line(
+  template, instruction, shots, words
+):
+  with pytest.raises(ValueError) as error:
+    prompts.check(template, instruction, shots)
+  assert '\n' not in str(error.value)
+  assert all(word in str(error.value) for word in words)
+
+
+def test_documents_have_the_prompt_of_rl():
+  found = prompts.document(EXAMPLES[0], Bytes(), 0.0, 'question_answer')
+  text = b'Question: 3 + 4?\nAnswer:<answer>7</answer>'
+  assert found == [299, *text, 300]
+
+
+def test_a_document_that_should_reason_needs_reasoning():
+  bare = Example('3 + 4?', '7')
+  assert prompts.document(bare, Bytes(), reasoned_share=0.0)
+  with pytest.raises(ValueError, match=r"^pretrain.reasoned=1.0 .* '3 \+ 4\?'"):
+    prompts.document(bare, Bytes(), reasoned_share=1.0)

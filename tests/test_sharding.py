@@ -155,7 +155,7 @@ def iteration(run):
     steps = train.compile_steps(run)
     before = steps.start_rl(train.start(run))
     places = jax.tree.map(lambda x: x.sharding, before)
-    return places, *steps.iterate(before, build.train_batch(run, 0))
+    return places, *steps.iterate(before, build.train_batch(run, 0), [])
 
 
 @pytest.fixture(scope='module')

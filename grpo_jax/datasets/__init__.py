@@ -5,14 +5,17 @@ A dataset file, `datasets/<name>.py`, has one public function,
   examples(**knobs) -> iterator of Example
 
 which is pure: the same knobs give the same problems (randomness comes from a
-knob `seed`). Beside it stands `VERSION`, to be raised whenever the same knobs
-begin to give other problems. To add a dataset, write that file; choose it by
-`c.data.name = '<name>'`.
+knob `seed`; what a knob `path` names is read, and counts by its content).
+Beside it stands `VERSION`, to be raised whenever the same knobs begin to give
+other problems; and `key(prompt)`, where the words of a prompt in any order do
+not tell whether two problems are the same. To add a dataset, write that file;
+choose it by `c.data.name = '<name>'`.
 
 `load` drops repeated problems, splits the rest into 'train' and 'heldout' and
 keeps them under a folder named after all knobs, so that changed ones generate
 anew. `Dataset.batch` is pure too: what step 700 trains on is known without
-the 699 before, and each process of many can ask for its own slice.
+the 699 before, and each process of many can ask for its own slice. Several
+datasets at a time: `c.data.name = 'mixture'`, see mixture.py.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,11 +24,14 @@ import functools
 import hashlib
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from grpo_jax.datasets import local
 
 SPLITS = ('train', 'heldout')
 
@@ -35,12 +41,17 @@ class Example(NamedTuple):
 
   prompt: str
   answer: str
-  reasoning: str
+  reasoning: str = ''  # Empty where the dataset knows no way.
+  columns: dict[str, Any] = {}  # What else a reward has to know, as JSON.
+  split: str = ''  # One of SPLITS by the dataset's own word; '' leaves it open.
 
   @property
   def id(self) -> int:
     """A uint32 that names the prompt, in any process and on any machine."""
     return _hash32(self.prompt)
+
+  def __hash__(self):
+    return self.id  # A dict among the fields would have none.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +75,14 @@ class Dataset:
     return self._read(split, list(range(self.size(split))))
 
   def _read(self, split: str, rows: list[int]) -> list[Example]:
-    fields = self.sources[split].__getitems__(rows)
     return [
-      Example(**{key: text.decode() for key, text in row.items()})
-      for row in fields
+      _example({key: text.decode() for key, text in row.items()})
+      for row in self.sources[split].__getitems__(rows)
     ]
+
+
+def _example(fields: dict[str, str]) -> Example:
+  return Example(**fields | {'columns': json.loads(fields['columns'])})
 
 
 def load(
@@ -80,47 +94,87 @@ def load(
 ) -> Dataset:
   """The dataset `datasets/<name>.py`, generated if `folder` lacks it.
 
-  `heldout` is the share of problems kept from training. `progress(done,
-  total)` is called now and then while problems are written. Raises ValueError
-  for a dataset, knob or share that does not exist.
+  `heldout` is the share of problems kept from training where the dataset has
+  no split of its own. `progress(done, total)` is called now and then while
+  problems are written. Raises ValueError for a dataset, knob or share that does
+  not exist.
   """
-  module = find(name)
-  defaults = inspect.signature(module.examples).parameters
-  for knob in knobs:
-    if knob not in defaults:
-      raise ValueError(
-        f'dataset {name} has no knob {knob!r}; it has {", ".join(defaults)}'
-      )
   if not 0 < heldout < 1:
     raise ValueError(f'heldout={heldout} is not a share between 0 and 1')
+  if hasattr(find(name), 'mix'):
+    return find(name).mix(folder, heldout, progress, knobs)
   from grpo_jax.datasets import store  # TFDS, only where there is data to keep.
 
-  settings = {knob: p.default for knob, p in defaults.items()} | knobs
   sources = store.store(
     name,
-    module.VERSION,
-    {'heldout': heldout} | settings,
-    lambda: split(module.examples(**settings), heldout),
+    find(name).VERSION,
+    {'heldout': heldout} | settings(name, knobs),
+    lambda: generate(name, heldout, knobs),
     folder,
     progress,
   )
   return Dataset(sources)
 
 
-def split(
-  examples: Iterable[Example], heldout: float
+def generate(
+  name: str, heldout: float, knobs: dict[str, Any]
 ) -> dict[str, list[Example]]:
-  """Each problem once, in the split that its own text decides.
+  """The problems of a dataset by split, before anything is stored."""
+  return split(find(name).examples(**knobs), heldout, key(name))
 
-  The words of the prompt count, their order does not: 34 + 5 and 5 + 34 never
-  stand on two sides. No other knob moves a problem, so that what was held out
-  stays so when more are generated. Raises ValueError if a split is empty.
+
+def key(name: str) -> Callable[[str], str]:
+  """What makes two prompts of a dataset the same problem; see `words`."""
+  return getattr(find(name), 'key', words)
+
+
+def settings(name: str, knobs: dict[str, Any]) -> dict[str, Any]:
+  """All that decides what a dataset holds: its knobs, and its files' content.
+
+  Raises ValueError for a knob that it does not have.
+  """
+  defaults = inspect.signature(find(name).examples).parameters
+  for knob in knobs:
+    if knob not in defaults:
+      raise ValueError(
+        f'dataset {name} has no knob {knob!r}; it has {", ".join(defaults)}'
+      )
+  found = {knob: p.default for knob, p in defaults.items()} | knobs
+  if found.get('path'):
+    found['content'] = local.digest(found['path'])
+  return found
+
+
+def words(prompt: str) -> str:
+  """The words of a prompt, sorted: 34 + 5 and 5 + 34 have the same."""
+  return ' '.join(sorted(re.findall(r'\w+', prompt)))
+
+
+def split(
+  examples: Iterable[Example],
+  heldout: float,
+  key: Callable[[str], str] = words,
+) -> dict[str, list[Example]]:
+  """Each problem once, in the split that it names or that its `key` decides.
+
+  Prompts with the same key never stand on two sides, and no other knob moves
+  one, so that what was held out stays so when more are generated. Where a
+  dataset with a split of its own has a problem on both sides, it is held out.
+  Raises ValueError if a split is empty.
   """
   splits = {name: {} for name in SPLITS}
   for example in examples:
-    words = ' '.join(sorted(re.findall(r'\w+', example.prompt)))
-    name = 'heldout' if _hash32(words) < heldout * 2**32 else 'train'
+    name = example.split
+    if not name:
+      below = _hash32(key(example.prompt)) < heldout * 2**32
+      name = 'heldout' if below else 'train'
     splits[name].setdefault(example.prompt, example)
+  kept = {key(prompt) for prompt in splits['heldout']}
+  splits['train'] = {
+    prompt: example
+    for prompt, example in splits['train'].items()
+    if key(prompt) not in kept
+  }
   for name, found in splits.items():
     if not found:
       total = sum(map(len, splits.values()))
@@ -159,11 +213,16 @@ def find(name: str):
   }
   if name in modules:
     module = importlib.import_module(modules[name])
-    if hasattr(module, 'examples'):
+    if _gives(module):
       return module
   known = [
     key
     for key, path in modules.items()
-    if hasattr(importlib.import_module(path), 'examples')
+    if _gives(importlib.import_module(path))
   ]
   raise ValueError(f'no dataset {name!r}; there are {", ".join(known)}')
+
+
+def _gives(module) -> bool:
+  """Whether it is a dataset or the mixture of some, not a helper of theirs."""
+  return hasattr(module, 'examples') or hasattr(module, 'mix')

@@ -1,10 +1,13 @@
 """Examples on disk as ArrayRecord files: a TFDS builder, without TensorFlow.
 
-The folder is `<folder>/<name>/<all knobs>/<version>`. TFDS writes beside it
+The folder is `<folder>/<name>/<all knobs>/<version>`; knobs that are too long
+for a file's name end in a digest of them all. TFDS writes beside it
 and renames at the end: it is whole or it is not there.
 """
 
 from collections.abc import Callable, Iterator
+import hashlib
+import json
 from typing import Any
 import urllib.parse
 
@@ -14,6 +17,7 @@ import tensorflow_datasets as tfds
 from grpo_jax.datasets import Example
 
 _TICK = 500  # Examples between two calls of progress.
+_LONGEST = 160  # Characters of a folder's name; file systems take 255.
 
 
 class Store(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -46,7 +50,8 @@ class Store(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self, examples: list[Example]) -> Iterator:
     for key, example in enumerate(examples):
-      yield key, example._asdict()
+      columns = json.dumps(example.columns)
+      yield key, example._replace(columns=columns)._asdict()
       self.written += 1
       if self.progress and (
         self.written % _TICK == 0 or self.written == self.total
@@ -75,10 +80,7 @@ def store(
 ) -> dict[str, Any]:
   """Split -> its rows on disk, after generating them if they are not there."""
   tfds.disable_progress_bar()
-  text = ','.join(f'{knob}={value}' for knob, value in knobs.items())
-  config = tfds.core.BuilderConfig(
-    name=urllib.parse.quote(text, safe='=,+'), version=version
-  )
+  config = tfds.core.BuilderConfig(name=_folder(knobs), version=version)
   builder = Store(name, splits, progress, data_dir=folder, config=config)
   try:
     builder.download_and_prepare(file_format='array_record')
@@ -88,3 +90,11 @@ def store(
     if not builder.is_prepared():
       raise
   return builder.as_data_source()
+
+
+def _folder(knobs: dict[str, Any]) -> str:
+  text = ','.join(f'{knob}={value}' for knob, value in knobs.items())
+  name = urllib.parse.quote(text, safe='=,+')
+  if len(name) <= _LONGEST:
+    return name
+  return f'{name[:_LONGEST]},{hashlib.blake2b(text.encode()).hexdigest()[:16]}'

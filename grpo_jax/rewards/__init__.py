@@ -23,10 +23,16 @@ with, in the same file and with the same knobs,
   def reference(example, tokenizer, *, ...) -> ints, padded with -1
   def reads(*, ...) -> {name: Machine}          see automata.py
   def tags(*, ...) -> literals that text.find is to know besides text.TAGS
+
+What cannot compile (symbolic maths, code, any Python) is a host reward: see
+rewards/host. The mix does not tell the two kinds apart.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+import jax
 
 from grpo_jax import reader
 from grpo_jax import text as text_lib
@@ -43,6 +49,7 @@ def reward(
   prompts: Prompts,
   text: TokenText,
   mix: Mix,
+  hosted: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> Rewards:
   """Scores completions.
 
@@ -51,13 +58,22 @@ def reward(
     prompts: what they answer, with the `references` of this mix.
     text: the vocabulary, as `token_text` makes it for this mix.
     mix: name of a part -> its weight, or a mapping of its knobs.
+    hosted: score_PG of the parts that the host has scored (scoring.py).
 
   Raises:
-    ValueError: the mix names a part or a knob that does not exist.
+    ValueError: the mix names a part or a knob that does not exist, or one that
+      the host has to score first.
   """
   parts = mix_lib.parse(mix)
   scores = {}
   for part in parts:
+    if part.host:
+      if part.name not in hosted:
+        raise ValueError(
+          f'reward {part.name!r} is scored on the host; see scoring.py'
+        )
+      scores[part.name] = hosted[part.name]
+      continue
     given = dict(part.knobs)
     if 'right_PG' in part.takes:
       given['right_PG'] = scores[part.right] >= 1

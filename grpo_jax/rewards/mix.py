@@ -12,7 +12,14 @@ A part is its weight, or a mapping with any of
            parts that ask; 'answer' if it is not given
   file     which file it is, if not that of its name: one file, two parts
 
-and the knobs of its function. What becomes of a score, in this order:
+and the knobs of its function. A part of rewards/host is scored on the host, and
+so is a function of yours, which takes these besides its own knobs:
+
+  function   'module:function'
+  signature  'score', 'trl' or 'verl'; see host/function.py
+  seconds    its deadline for one completion
+
+What becomes of a score, in this order:
 
   score -> clip -> + shift -> * scale -> gate -> * weight -> sum
 
@@ -29,7 +36,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.rewards.host import Spec
+from grpo_jax.rewards.host.function import BUILT_IN
+
 _FILLED = ('right_PG', 'reference_PN', 'readers')
+_COMMON = ('clip', 'shift', 'scale', 'gate', 'open', 'right')
+_HOST = ('signature', 'seconds')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +50,13 @@ class Part:
 
   name: str
   weight: float = 1.0
-  function: Callable[..., jax.Array] | None = None
+  function: Callable[..., jax.Array] | None = None  # None: see `host`.
   knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   takes: Sequence[str] = ()  # Keywords of the function that are not knobs.
   tags: Callable | None = None
   reads: Callable | None = None
   reference: Callable | None = None
+  host: Spec | None = None  # How the host scores it.
   clip: tuple[float, float] | None = None
   shift: float = 0.0
   scale: float = 1.0
@@ -107,6 +120,7 @@ def load(name: str):
     if callable(getattr(module, info.name, None)):
       known.append(info.name)
   if name not in known:
+    known += BUILT_IN
     raise ValueError(f'no reward {name!r}; there are {", ".join(known)}')
   return importlib.import_module(f'{package.__name__}.{name}')
 
@@ -114,38 +128,36 @@ def load(name: str):
 def _part(name: str, entry: float | Mapping[str, Any]) -> Part:
   knobs = dict(entry) if isinstance(entry, Mapping) else {'weight': entry}
   file = knobs.pop('file', name)
+  common = {key: knobs.pop(key) for key in _COMMON if key in knobs}
+  common |= {'name': name, 'weight': knobs.pop('weight', 1.0)}
+  clip = common.get('clip')
+  if clip is not None and (len(clip) != 2 or not clip[0] <= clip[1]):
+    raise ValueError(f'reward.{name}.clip={clip} must be (low, high)')
+  if 'function' in knobs or file in BUILT_IN:
+    function = knobs.pop('function', file)
+    how = {key: knobs.pop(key) for key in _HOST if key in knobs}
+    return Part(**common, host=Spec(name, function, knobs=knobs, **how))
+
   module = load(file)
   function = getattr(module, file)
-  common = {
-    key: knobs.pop(key)
-    for key in ('clip', 'shift', 'scale', 'gate', 'open', 'right')
-    if key in knobs
-  }
   keywords = [
     p.name
     for p in inspect.signature(function).parameters.values()
     if p.kind is p.KEYWORD_ONLY
   ]
-  takes = tuple(key for key in keywords if key in _FILLED)
-  weight = knobs.pop('weight', 1.0)
+  own = [key for key in keywords if key not in _FILLED]
   for knob in knobs:
-    if knob not in keywords or knob in _FILLED:
-      own = [key for key in keywords if key not in _FILLED]
+    if knob not in own:
       raise ValueError(
         f'reward.{name}.{knob}: {file!r} does not take it; it takes weight, '
-        f'clip, shift, scale, gate, open, right, file, {", ".join(own)}'
+        f'file, {", ".join([*_COMMON, *own])}'
       )
-  clip = common.get('clip')
-  if clip is not None and (len(clip) != 2 or not clip[0] <= clip[1]):
-    raise ValueError(f'reward.{name}.clip={clip} must be (low, high)')
   return Part(
-    name=name,
-    weight=weight,
+    **common,
     function=function,
     knobs=knobs,
-    takes=takes,
+    takes=[key for key in keywords if key in _FILLED],
     tags=getattr(module, 'tags', None),
     reads=getattr(module, 'reads', None),
     reference=getattr(module, 'reference', None),
-    **common,
   )

@@ -1,0 +1,38 @@
+"""The scorers of reasoning-gym: each of its tasks judges its own answers."""
+
+import functools
+import json
+from typing import Any
+
+import reasoning_gym
+
+from grpo_jax.rewards.host.records import Completion
+
+_OPENING, _CLOSING = '<answer>', '</answer>'
+_GRIDS = ('arc_agi', 'rearc')  # They compare with tuples; JSON has lists.
+
+
+def gym(completion: Completion) -> float:
+  """The task's own score of what the last pair of <answer> tags holds.
+
+  The columns are `task`, a name that reasoning-gym knows, and `entry`, the
+  problem as the task made it, as JSON or as JSON gives it back. Without a pair
+  of tags the score is 0.
+  """
+  end = completion.text.rfind(_CLOSING)
+  start = completion.text.rfind(_OPENING, 0, max(end, 0))
+  if start < 0:
+    return 0.0
+  answer = completion.text[start + len(_OPENING) : end].strip()
+  entry = completion.columns['entry']
+  entry = json.loads(entry) if isinstance(entry, str) else entry
+  task = completion.columns['task']
+  if task in _GRIDS:
+    grid = tuple(map(tuple, entry['metadata']['output']))
+    entry = entry | {'metadata': entry['metadata'] | {'output': grid}}
+  return _dataset(task).score_answer(answer, entry)
+
+
+@functools.cache
+def _dataset(task: str) -> Any:
+  return reasoning_gym.create_dataset(task, size=1, seed=0)

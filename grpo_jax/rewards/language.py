@@ -1,0 +1,59 @@
+"""Is the reasoning in the language that it should be in?"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax import automata, reader
+from grpo_jax import text as text_lib
+from grpo_jax.types import Prompts, Rollout
+
+
+def language(
+  rollout: Rollout,
+  prompts: Prompts,
+  text: text_lib.TokenText,
+  *,
+  readers: dict[str, reader.Reader],
+  scripts: Sequence[str] = ('latin',),
+  words: Sequence[str] = (),
+) -> jax.Array:
+  """The share of the reasoning's words that are of the target language.
+
+  The language consistency reward of the R1 paper (arXiv 2501.12948), which does
+  not say how it tells a language; no other codebase has it. Here a word is of
+  the target language if it is written in one of the `scripts` of
+  automata.SCRIPTS. To tell languages of one script apart, list `words`: then
+  these alone are of the target language, all others are not, and `scripts` do
+  not matter.
+
+  Digits and signs are no words, but the x and the \\frac of a formula are Latin
+  ones. A character of Han or kana is a word of its own. Where the reasoning,
+  which text.reasoning finds, has no words, the score is NaN: saying nothing is
+  not to be the surest way to be consistent.
+  """
+  del prompts, scripts
+  P, G, T = rollout.tokens_PGT.shape
+  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
+  lengths_B = rollout.lengths_PG.reshape(P * G)
+  part_B2 = text_lib.reasoning(text, tokens_BT, lengths_B)
+  target_B, other_B = (
+    reader.hits(readers[name], text, tokens_BT, lengths_B, part_B2)
+    for name in ('target', 'other')
+  )
+  all_B = other_B if words else target_B + other_B
+  share_B = target_B / jnp.maximum(all_B, 1)
+  return jnp.where(all_B > 0, share_B, jnp.nan).reshape(P, G)
+
+
+def reads(
+  *, scripts: Sequence[str] = ('latin',), words: Sequence[str] = ()
+) -> dict[str, automata.Machine]:
+  """With a list, the words of all scripts are read beside those of the list."""
+  if words:
+    target, others = automata.listed(words), tuple(automata.SCRIPTS)
+  else:
+    target = automata.words(scripts)
+    others = tuple(x for x in automata.SCRIPTS if x not in scripts)
+  return {'target': target, 'other': automata.words(others)}
