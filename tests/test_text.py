@@ -172,3 +172,21 @@ def test_nothing_here_calls_back_to_the_host():
   jaxpr = jax.make_jaxpr(everything)(table, tokens_BT, lengths_B)
   assert 'callback' not in str(jaxpr)
   assert not jaxpr.effects  # Debug prints.
+
+
+@pytest.mark.parametrize('vocabulary', [fragments, whole_tags])
+def test_the_last_of_many_tags_is_found_however_the_tokens_cut_it(vocabulary):
+  vocabulary = vocabulary(3)
+  table = text.token_text(vocabulary, [*text.TAGS, '='])
+  tokens_BT, lengths_B = random_batch(vocabulary, 3)
+  texts = decode(vocabulary, tokens_BT, lengths_B)
+  tags = ('</answer>', '<think>', '=')  # Several signs in one token.
+  found = text.find(table, tags, tokens_BT, lengths_B, last=True)
+  for tag, (count_B, start_B, end_B) in zip(tags, found, strict=True):
+    tag = tag.encode()
+    last = [max(data.rfind(tag), 0) for data in texts]
+    np.testing.assert_array_equal(count_B, [data.count(tag) for data in texts])
+    np.testing.assert_array_equal(start_B, last)
+    ends = [i + len(tag) * (tag in x) for i, x in zip(last, texts, strict=True)]
+    np.testing.assert_array_equal(end_B, ends)
+    assert np.sum(np.asarray(count_B) > 1) > 5
