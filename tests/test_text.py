@@ -176,11 +176,11 @@ def test_nothing_here_calls_back_to_the_host():
 
 @pytest.mark.parametrize('vocabulary', [fragments, whole_tags])
 def test_the_last_of_many_tags_is_found_however_the_tokens_cut_it(vocabulary):
-  vocabulary = vocabulary(3)
-  table = text.token_text(vocabulary, [*text.TAGS, '='])
+  vocabulary = vocabulary(3) + 30 * [b'</answer>', b'<think>']
+  table = text.token_text(vocabulary, [*text.TAGS, 'a'])
   tokens_BT, lengths_B = random_batch(vocabulary, 3)
   texts = decode(vocabulary, tokens_BT, lengths_B)
-  tags = ('</answer>', '<think>', '=')  # Several signs in one token.
+  tags = ('</answer>', '<think>', 'a')  # Some tokens have several a.
   found = text.find(table, tags, tokens_BT, lengths_B, last=True)
   for tag, (count_B, start_B, end_B) in zip(tags, found, strict=True):
     tag = tag.encode()
