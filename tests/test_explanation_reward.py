@@ -19,15 +19,15 @@ TOKENS = [bytes([byte]) for byte in range(256)] + WORDS + TAGS
 TOKENS += [b'', b'<thi', b'nk>', b'x</', b'think>so', b'><']
 
 
-def between_tags(tokens):
-  """Tokens of which every byte is after <think> and before </think>."""
+def reasoned(tokens):
+  """Tokens of which every byte is after any <think> and before </think>."""
   data = b''.join(TOKENS[i] for i in tokens)
   start, end = data.find(TAGS[0]), data.find(TAGS[1])
-  if min(start, end) < 0:
-    return []
+  start = start + len(TAGS[0]) if start >= 0 else 0
+  end = end if end >= start else len(data)
   inside, at = [], 0
   for i in tokens:
-    if at >= start + len(TAGS[0]) and at + len(TOKENS[i]) <= end:
+    if at >= start and at + len(TOKENS[i]) <= end:
       inside.append(i)
     at += len(TOKENS[i])
   return inside
@@ -49,7 +49,7 @@ def f1(shared, x, y):
 def oracle(tokens, reference, n, share):
   if not reference:
     return np.nan
-  said = between_tags(tokens)
+  said = reasoned(tokens)
   sides = [
     collections.Counter(tuple(x[i : i + n]) for i in range(len(x) - n + 1))
     for x in (said, reference)
@@ -157,17 +157,26 @@ def test_the_overlap_of_any_tokens(data):
   np.testing.assert_allclose(score_PG.ravel(), expected_B, atol=1e-6)
 
 
-def test_the_same_reasoning_is_1_and_none_is_0():
+def test_the_same_reasoning_is_1_with_or_without_tags_and_none_is_0():
   words = [256, 257, 258, 259]
   cases = [
     [265, *words, 266],
     [265, 266],
     words,
-    [266, *words, 265],
+    [*words, 266, 256],
+    [265, *words],
     [265, *words[::-1], 266],
+    [265, 266, *words],
   ]
   score_PG = score(cases, [words], 4, n=2, share=0.5)
-  np.testing.assert_allclose(score_PG, [[1, 0, 0, 0, 0.125]])
+  np.testing.assert_allclose(score_PG, [[1, 0, 1, 1, 1, 0.125, 0]])
+
+
+def test_a_token_that_stands_far_apart_in_the_reference_counts_once():
+  """The carry goes through a word of bits that has nothing to do with it."""
+  reference = [256, *range(80), 256]
+  score_PG = score([[265, 256, 266]], [reference], 82, share=0.0)
+  np.testing.assert_allclose(score_PG, [[2 / 83]], rtol=1e-6)
 
 
 def test_the_reference_is_the_reasoning_of_the_example():

@@ -21,22 +21,19 @@ def explanation(
 ) -> jax.Array:
   """share * F1 of the n-grams + (1 - share) * F1 of the common subsequence.
 
-  Over tokens: those wholly between the first <think> and the first </think>,
-  against those of the problem's own reasoning. An n-gram counts as often as
-  both have it (ROUGE-N), and the subsequence is the longest one that both have
-  (ROUGE-L). NaN for a problem without reasoning, 0 without the two tags.
+  Over tokens: those wholly in the reasoning (`text.reasoning` says where it
+  is) against those of the problem's own. An n-gram counts as often as both have
+  it (ROUGE-N), and the subsequence is the longest one that both have (ROUGE-L).
+  NaN for a problem that comes without a reasoning.
   """
   del prompts
   P, G, T = rollout.tokens_PGT.shape
   tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
   lengths_B = rollout.lengths_PG.reshape(P * G)
-  opening, closing = text_lib.find(
-    text, ('<think>', '</think>'), tokens_BT, lengths_B
-  )
+  part_B2 = text_lib.reasoning(text, tokens_BT, lengths_B)
   starts_BT, ends_BT = text_lib.offsets(text, tokens_BT, lengths_B)
-  inside_BT = starts_BT >= opening.end_B[:, None]
-  inside_BT &= ends_BT <= closing.start_B[:, None]
-  inside_BT &= ((opening.count_B > 0) & (closing.count_B > 0))[:, None]
+  inside_BT = starts_BT >= part_B2[:, :1]
+  inside_BT &= ends_BT <= part_B2[:, 1:]
   inside_BT &= jnp.arange(T) < lengths_B[:, None]
 
   empty = len(text.lengths_V) - 1
