@@ -188,9 +188,12 @@ def listed(words: Sequence[str]) -> Machine:
         next_SK[s, k] = tail
   hits_SK = np.outer(end_S, np.isin(kinds, (0, 2))).astype(int)
   hits_SK[:, 4] += 1
-  return _over_bytes(
-    _Letters(next_SK, hits_SK, end_S.astype(int), classes), name
-  )
+  found = _smallest(next_SK, hits_SK, end_S.astype(int))
+  if len(found.end_S) > MAX_STATES:  # Over bytes there are no fewer.
+    raise ValueError(
+      f'{name} needs {len(found.end_S)} states, more than {MAX_STATES}'
+    )
+  return _over_bytes(_Letters(*found, classes), name)
 
 
 def _word_classes(scripts: Sequence[str]) -> np.ndarray:

@@ -172,3 +172,25 @@ def test_nothing_here_calls_back_to_the_host():
   jaxpr = jax.make_jaxpr(everything)(table, tokens_BT, lengths_B)
   assert 'callback' not in str(jaxpr)
   assert not jaxpr.effects  # Debug prints.
+
+
+def test_the_reasoning_is_between_the_think_tags_or_goes_to_the_end():
+  cases = {
+    'a<think>bc</think>d': 'bc',
+    '<think>bc': 'bc',
+    'bc</think>d': 'bc',
+    'bc': 'bc',
+    '': '',
+    'a</think><think>b</think>c': 'b</think>c',
+    '<think></think>': '',
+    '<think>a<think>b</think>c</think>': 'a<think>b',
+  }
+  table = text.token_text([bytes([byte]) for byte in range(256)])
+  T = max(map(len, cases))
+  rows = [list(case.encode().ljust(T)) for case in cases]
+  lengths_B = np.array([*map(len, cases)], np.int32)
+  part_B2 = text.reasoning(table, np.array(rows, np.int32), lengths_B)
+  for case, part, (start, end) in zip(
+    cases, cases.values(), part_B2.tolist(), strict=True
+  ):
+    assert case[start:end] == part

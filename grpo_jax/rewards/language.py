@@ -50,7 +50,15 @@ def language(
 def reads(
   *, scripts: Sequence[str] = ('latin',), words: Sequence[str] = ()
 ) -> dict[str, automata.Machine]:
-  """With a list, the words of all scripts are read beside those of the list."""
+  """With a list, the words of all scripts are read beside those of the list.
+
+  Raises ValueError for no script, an unknown one, or what is not one word.
+  """
+  if not scripts:
+    raise ValueError(
+      f'language: scripts={scripts!r} must be some of '
+      f'{", ".join(automata.SCRIPTS)}'
+    )
   if words:
     target, others = automata.listed(words), tuple(automata.SCRIPTS)
   else:

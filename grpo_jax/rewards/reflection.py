@@ -63,7 +63,8 @@ def reads(
   """Raises ValueError for a bound that is not positive, or no phrases."""
   if enough is not None and not enough > 0:
     raise ValueError(f'reflection: enough={enough} must be above 0, or None')
-  if isinstance(phrases, str) or not all(phrase.split() for phrase in phrases):
+  listed = phrases and not isinstance(phrases, str)
+  if not listed or not all(phrase.split() for phrase in phrases):
     raise ValueError(f'reflection: phrases={phrases!r} must be texts in a list')
   words = [map(re.escape, phrase.split()) for phrase in phrases]
   regex = '|'.join(r'\s+'.join(phrase) for phrase in words)
