@@ -138,7 +138,9 @@ def test_what_is_not_one_word_is_refused_in_a_list(word):
 def test_a_list_of_too_many_words_is_refused():
   rng = random.Random(0)
   words = [''.join(rng.choices('abcdefgh', k=9)) for _ in range(90)]
-  with pytest.raises(ValueError, match='90 words needs 454 states, more than 256'):
+  with pytest.raises(
+    ValueError, match='90 words needs 454 states, more than 256'
+  ):
     automata.listed(words)
   syllables = [chr(0xAC00 + i) for i in range(300)]
   with pytest.raises(ValueError, match='300 words has 300 letters, too many'):
