@@ -169,6 +169,17 @@ def test_long_texts_do_not_jam_the_line():
   assert scores == [300_000 + k for k in range(40)]
 
 
+def test_a_long_text_behind_one_that_hangs_waits_for_its_turn():
+  quick = texts(*['score = 1'] * 50)
+  with host.Pool([spec('obey', seconds=0.5)], 1) as pool:
+    pool.submit(quick).result(20)  # Now the pool sends many at once.
+    begin = time.monotonic()
+    long = texts('while True: pass', 'score = 2' + ' ' * 300_000)
+    result = pool.submit(long).result(20)
+  assert time.monotonic() - begin < 5
+  np.testing.assert_array_equal(result.scores['part'], [np.nan, 2])
+
+
 def test_functions_written_for_trl_are_taken_as_they_are():
   given = [
     host.Completion('abc', 'Why?', '1', {'level': 2}, token_ids=(5, 6)),
@@ -249,8 +260,8 @@ def test_no_process_is_left_where_daemons_were_started(
   if not namespace:  # A kernel that grants none.
     folder = shutil.copytree(process._SCRIPT.parent, tmp_path / 'host')
     source = (folder / 'worker.py').read_text()
-    assert source.count('= _unshare()') == 1
-    source = source.replace('= _unshare()', '= False')
+    assert source.count('alone = _can_be_alone()') == 1
+    source = source.replace('alone = _can_be_alone()', 'alone = False')
     (folder / 'worker.py').write_text(source)
     monkeypatch.setattr(process, '_SCRIPT', folder / 'worker.py')
   with host.Pool([spec('obey', seconds=0.5)], 1) as pool:

@@ -34,7 +34,8 @@ import sys
 SCORED, RAISED = 0, 1
 _HEADER = struct.Struct('<8sBHH')  # Key, status, scores, bytes of detail.
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
-_NEWUSER, _NEWPID = 0x10000000, 0x20000000
+_NEWNS, _NEWUSER, _NEWPID = 0x20000, 0x10000000, 0x20000000
+_MS_REC_PRIVATE = 0x4000 | 0x40000
 _LOOK = 1.0  # Seconds from one look whether the parent is still there.
 _PACKAGE = 'grpo_jax.rewards.host'
 
@@ -45,9 +46,11 @@ def main() -> None:
   _load_package()
   for name in filter(None, built_in):
     try:
-      importlib.import_module(f'{_PACKAGE}.{name}')
-    except ImportError:
+      module = importlib.import_module(f'{_PACKAGE}.{name}')
+      getattr(module, 'prepare', bool)()
+    except Exception:
       pass  # The scorer meets it again, and can tell.
+  alone = _can_be_alone()
   signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Keepers need no farewell.
   with socket.socket(fileno=fd) as control:
     while True:
@@ -60,7 +63,7 @@ def main() -> None:
           return
         if os.fork() == 0:
           control.close()
-          _keep(*fds)
+          _keep(*fds, alone)
         for each in fds:
           os.close(each)
 
@@ -94,16 +97,18 @@ def unpack(
   return status, values, detail
 
 
-def _keep(line: int, leash: int) -> None:
+def _keep(line: int, leash: int, alone: bool) -> None:
   """Keeps one scorer until it ends, or the pool lets go, or is gone."""
   nursery = os.getppid()
   signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-  alone = _unshare()
+  alone = alone and _unshare()
   _prctl(_SET_CHILD_SUBREAPER, 1)
   child = os.fork()
   if child == 0:
     os.close(leash)
     _prctl(_SET_PDEATHSIG, signal.SIGKILL)
+    if alone:
+      _mount_proc()
     worker = os.fork() if alone else 0
     if worker:
       os.close(line)
@@ -140,6 +145,29 @@ def _unshare() -> bool:
     with open(f'/proc/self/{name}', 'w') as f:
       f.write(line)
   return True
+
+
+def _mount_proc() -> bool:
+  """Shows a new process namespace its own processes, as bubblewrap needs it."""
+  libc = ctypes.CDLL(None)
+  return (
+    libc.unshare(_NEWNS) == 0
+    and libc.mount(None, b'/', None, _MS_REC_PRIVATE, None) == 0
+    and libc.mount(b'proc', b'/proc', b'proc', 0, None) == 0
+  )
+
+
+def _can_be_alone() -> bool:
+  """Tries what a keeper does, so that no worker depends on half of it."""
+  keeper = os.fork()
+  if keeper == 0:
+    if not _unshare():
+      os._exit(1)
+    first = os.fork()
+    if first == 0:
+      os._exit(not _mount_proc())
+    os._exit(_code(os.waitpid(first, 0)[1]))
+  return os.waitpid(keeper, 0)[1] == 0
 
 
 def _prctl(option: int, value: int) -> None:
