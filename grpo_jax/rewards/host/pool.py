@@ -15,7 +15,7 @@ import pickle
 import threading
 import time
 
-from grpo_jax.rewards.host import checks, process, worker
+from grpo_jax.rewards.host import checks, process, scorer
 from grpo_jax.rewards.host.records import Completion, Failure, Outcome, Spec
 
 # What is sent at once: the seconds that it takes, the tasks and the bytes. It
@@ -151,7 +151,7 @@ class Pool:
       size = len(todo[0].span)
       seconds = self._specs[part].seconds * size
       status, scores, detail = process.receive(each, size, seconds)
-      if status == worker.SCORED:
+      if status == scorer.SCORED:
         self._settle(todo.popleft(), scores)
       else:
         self._fail(todo.popleft(), 'raised', detail)
