@@ -14,18 +14,17 @@ import subprocess
 import sys
 import time
 
-from grpo_jax.rewards.host import function
-from grpo_jax.rewards.host import worker as worker_lib
+from grpo_jax.rewards.host import function, scorer
 from grpo_jax.rewards.host.records import Spec
 
-_SCRIPT = pathlib.Path(__file__).with_name('worker.py')
+_SCRIPT = pathlib.Path(__file__).with_name('nursery.py')
 # Seconds that a worker may take to import, to read what it is sent and to end.
 _START, _SEND, _STOP = 120, 10, 5
 
 
 @dataclasses.dataclass
 class Nursery:
-  """A process that makes workers; see worker.py."""
+  """A process that makes workers; see nursery.py."""
 
   process: subprocess.Popen
   control: socket.socket
@@ -102,7 +101,7 @@ def start(nursery: Nursery, specs: Sequence[Spec], memory_gib: float) -> Worker:
   except BaseException:
     stop(worker)
     raise
-  if status != worker_lib.SCORED:
+  if status != scorer.SCORED:
     stop(worker)
     raise ValueError(f'a reward cannot be loaded: {detail}')
   return worker
@@ -134,7 +133,7 @@ def receive(
   deadline = time.monotonic() + seconds
   while True:
     try:
-      result = worker_lib.unpack(worker.key, count, worker.unread)
+      result = scorer.unpack(worker.key, count, worker.unread)
     except ValueError as error:
       raise Lost(str(error)) from error
     if result is not None:
