@@ -34,7 +34,6 @@ setuptools.setup(
       'pytest-xdist',
       'hypothesis',
       'ruff',
-      'hypothesis',
       'math-verify>=0.9',
       'reasoning-gym>=0.1.25',
       'matplotlib',
