@@ -1,7 +1,10 @@
 """Where workers come from: a nursery, and for each worker a keeper.
 
 Run by its path, so that the packages above, and JAX with them, are never
-imported: `python -P nursery.py <built-in rewards> <socket> <pid of the pool>`.
+imported:
+
+  python -P nursery.py <sys.path> <built-in rewards> <socket> <pid of the pool>
+
 It imports what takes long and is safe to fork, and then makes a worker of every
 pair of sockets that the pool hands it, in milliseconds.
 
@@ -18,6 +21,7 @@ what is left, one by one.
 import ctypes
 import importlib
 import importlib.util
+import json
 import os
 import select
 import signal
@@ -34,7 +38,8 @@ _PACKAGE = 'grpo_jax.rewards.host'
 
 def main() -> None:
   """The nursery; ends when the pool does."""
-  built_in, fd, parent = sys.argv[1].split(','), *map(int, sys.argv[2:])
+  sys.path[:] = json.loads(sys.argv[1])
+  built_in, fd, parent = sys.argv[2].split(','), *map(int, sys.argv[3:])
   _load_package()
   for name in filter(None, built_in):
     try:

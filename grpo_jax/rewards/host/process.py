@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import json
 import os
 import pathlib
 import pickle
@@ -50,9 +51,11 @@ def open_nursery(specs: Sequence[Spec]) -> Nursery:
   built_in = {s.function for s in specs if s.function in function.BUILT_IN}
   ours, theirs = socket.socketpair()
   with theirs:
-    args = ','.join(sorted(built_in)), str(theirs.fileno()), str(os.getpid())
+    paths = json.dumps([path or os.getcwd() for path in sys.path])
+    numbers = str(theirs.fileno()), str(os.getpid())
     process = subprocess.Popen(
-      [sys.executable, '-P', str(_SCRIPT), *args],
+      [sys.executable, '-P', str(_SCRIPT), paths]
+      + [','.join(sorted(built_in)), *numbers],
       pass_fds=[theirs.fileno()],
       stdin=subprocess.DEVNULL,
       stdout=subprocess.DEVNULL,
@@ -85,8 +88,7 @@ def start(nursery: Nursery, specs: Sequence[Spec], memory_gib: float) -> Worker:
   line, its_line = socket.socketpair()
   leash, its_leash = socket.socketpair()
   worker = Worker(line, leash, secrets.token_bytes(8), bytearray())
-  paths = [path or os.getcwd() for path in sys.path]
-  how = pickle.dumps((worker.key, int(memory_gib * 2**30), paths))
+  how = pickle.dumps((worker.key, int(memory_gib * 2**30)))
   try:
     with its_line, its_leash:
       fds = [its_line.fileno(), its_leash.fileno()]

@@ -11,7 +11,6 @@ import pickle
 import resource
 import socket
 import struct
-import sys
 
 from grpo_jax.rewards.host import function
 
@@ -23,10 +22,9 @@ def work(fd: int) -> None:
   """Scores until the pool goes away."""
   connection = socket.socket(fileno=fd)
   stream = connection.makefile('rb')
-  key, memory, paths = pickle.load(stream)
+  key, memory = pickle.load(stream)
   try:
     _limit(memory)
-    sys.path[:] = paths
     scorers = [function.load(spec) for spec in pickle.load(stream)]
     connection.sendall(pack(key, SCORED, [], ''))
     me = os.getpid()
