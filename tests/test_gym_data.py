@@ -8,7 +8,6 @@ import pytest
 from grpo_jax import datasets
 from grpo_jax.datasets import gym
 
-
 # One of its packages leaves a file open.
 pytestmark = pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning'
