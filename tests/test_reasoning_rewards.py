@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import automata, rewards
+from grpo_jax import rewards
+from grpo_jax import words as words_lib
 from grpo_jax.datasets import Example, quadratics
 from grpo_jax.rewards import language, operations, reflection
 
@@ -96,7 +97,7 @@ def words(text, scripts):
   """All words of these scripts, by a regular expression of their letters."""
   ranges = {False: '', True: ''}
   for script in scripts:
-    for first, last in automata.SCRIPTS[script]:
+    for first, last in words_lib.SCRIPTS[script]:
       ranges[script in ('han', 'kana')] += f'{chr(first)}-{chr(last)}'
   letters, single = (f'[{x}]' if x else '(?!)' for x in ranges.values())
   joined = f"(?:{letters}|['’-])"
@@ -123,11 +124,11 @@ def operations_in(text, patterns, indices):
 def expected(data, references):
   """The scores by Python, in the order of MIX."""
   text = reasoning(data).decode('utf-8', 'replace')
-  everything = words(text, automata.SCRIPTS)
+  everything = words(text, words_lib.SCRIPTS)
   listed = [word.rstrip("'’-").lower() in LISTED for word in everything]
 
   def consistency(scripts):
-    others = [script for script in automata.SCRIPTS if script not in scripts]
+    others = [script for script in words_lib.SCRIPTS if script not in scripts]
     target = len(words(text, scripts))
     return share(target, target + len(words(text, others)))
 
