@@ -143,6 +143,7 @@ def expected(data, references):
   ]
 
 
+@pytest.mark.slow
 # Without shrinking: a batch is large, and the first error names its part.
 @settings(max_examples=10, deadline=None, phases=[Phase.generate])
 @given(
