@@ -40,6 +40,7 @@ class TagTable:
   next_VS: jax.Array  # uint8, the state after the token.
   hits_VS: jax.Array  # uint8, how often the tag ends inside the token.
   end_VS: jax.Array  # uint16, bytes up to the first such end; 0 if none.
+  last_VS: jax.Array  # uint16, bytes up to the last such end.
 
 
 @struct.dataclass
@@ -55,11 +56,11 @@ class TokenText:
 
 
 class Found(NamedTuple):
-  """Where a tag is; both positions are 0 where it is missing."""
+  """Where a tag is first, or last; positions are 0 where it is missing."""
 
   count_B: jax.Array  # int32, occurrences that do not overlap.
-  start_B: jax.Array  # int32, the first byte of the first occurrence.
-  end_B: jax.Array  # int32, just after the first occurrence.
+  start_B: jax.Array  # int32, the first byte of that occurrence.
+  end_B: jax.Array  # int32, just after that occurrence.
 
 
 def token_text(
@@ -85,8 +86,12 @@ def find(
   tags: Sequence[str],
   tokens_BT: jax.Array,
   lengths_B: jax.Array,
+  last: bool = False,
 ) -> tuple[Found, ...]:
-  """Looks for some of the tables' tags together, in one pass."""
+  """Looks for some of the tables' tags together, in one pass.
+
+  Tells where each is for the first time, or with `last` for the last time.
+  """
   tables = [text.tags[tag] for tag in tags]
   B, T = tokens_BT.shape
   empty = len(text.lengths_V) - 1
@@ -96,25 +101,26 @@ def find(
     t, token_B = inputs
     token_B = jnp.where(t < lengths_B, token_B, empty)
     after = []
-    for table, (state_B, count_B, first) in zip(tables, scans, strict=True):
+    for table, (state_B, count_B, place) in zip(tables, scans, strict=True):
       hits_B = table.hits_VS[token_B, state_B]
-      new_B = (count_B == 0) & (hits_B > 0)
+      new_B = (hits_B > 0) if last else (count_B == 0) & (hits_B > 0)
       here = (position_B, token_B, state_B)
-      first = [jnp.where(new_B, *x) for x in zip(here, first, strict=True)]
-      after.append((table.next_VS[token_B, state_B], count_B + hits_B, first))
+      place = [jnp.where(new_B, *x) for x in zip(here, place, strict=True)]
+      after.append((table.next_VS[token_B, state_B], count_B + hits_B, place))
     return (position_B + text.lengths_V[token_B], after), None
 
   zero_B = jnp.zeros(B, jnp.int32)
   start_B = jnp.zeros(B, jnp.uint8)
-  # The state, the count, and what `end_VS` is to be asked for the first hit.
+  # The state, the count, and what `end_VS` is to be asked for the hit.
   blank = (start_B, zero_B, [zero_B, zero_B + empty, start_B])
   (_, scans), _ = jax.lax.scan(
     step, (zero_B, [blank] * len(tags)), (jnp.arange(T), tokens_BT.T)
   )
   found = []
-  for tag, table, (_, count_B, first) in zip(tags, tables, scans, strict=True):
-    position_B, token_B, state_B = first
-    end_B = position_B + table.end_VS[token_B, state_B]
+  for tag, table, (_, count_B, place) in zip(tags, tables, scans, strict=True):
+    position_B, token_B, state_B = place
+    end_VS = table.last_VS if last else table.end_VS
+    end_B = position_B + end_VS[token_B, state_B]
     start_B = jnp.where(count_B > 0, end_B - len(tag.encode()), 0)
     found.append(Found(count_B, start_B, end_B))
   return tuple(found)
@@ -249,15 +255,16 @@ def _tag_table(tag, bytes_VC, lengths_V):
   automaton = _automaton(tag)
   state_VS = np.broadcast_to(np.arange(S, dtype=np.uint8), (V, S)).copy()
   hits_VS = np.zeros((V, S), np.uint8)
-  end_VS = np.zeros((V, S), np.uint16)
+  end_VS, last_VS = np.zeros((2, V, S), np.uint16)
   for c in range(lengths_V.max()):
     live = np.flatnonzero(lengths_V > c)
     after = automaton[state_VS[live], bytes_VC[live, c, None]]
     hit = after == S
     end_VS[live] = np.where(hit & (hits_VS[live] == 0), c + 1, end_VS[live])
+    last_VS[live] = np.where(hit, c + 1, last_VS[live])
     hits_VS[live] += hit
     state_VS[live] = np.where(hit, 0, after)
-  return TagTable(state_VS, hits_VS, end_VS)
+  return TagTable(state_VS, hits_VS, end_VS, last_VS)
 
 
 def _automaton(tag):

@@ -1,39 +1,95 @@
-"""Is the text between the answer tags the reference answer?"""
+"""Is the answer that the completion gives the reference answer?"""
 
 import jax
 import jax.numpy as jnp
 
+from grpo_jax import spans, values
 from grpo_jax import text as text_lib
 from grpo_jax.types import Prompts, Rollout
 
 
 def answer(
-  rollout: Rollout, prompts: Prompts, text: text_lib.TokenText
+  rollout: Rollout,
+  prompts: Prompts,
+  text: text_lib.TokenText,
+  *,
+  where: str = 'tags',
+  tag: str = 'answer',
+  last: bool = False,
+  compare: str = 'bytes',
+  size: int = 64,
 ) -> jax.Array:
-  """1 for exactly one <answer>...</answer> that holds the reference, else 0.
+  """1 for the reference answer, 0 for another one or none.
 
-  Whitespace around the answer does not count; everything else does, byte by
-  byte.
+  `where` it stands:
+    tags   in exactly one <tag>...</tag>; with `last`, in the last one
+    box    in the last \\boxed{...}
+    line   between the last `tag`, such as '####', and the end of that line
+  `compare` says what is equal, whitespace around it never counting:
+    bytes   the same bytes
+    text    the same in normal form: case, dollars, 1,234.50 (values.plain)
+    number  that, or numbers of one value, such as 1/2 and 0.5
+
+  A text or number of more than `size` bytes, or a box or line that goes on for
+  longer, cannot be scored. Other than in verl's gsm8k and math_dapo, the place
+  in the text does not matter and nothing but the value of a number does.
   """
   P, G, T = rollout.tokens_PGT.shape
-  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
-  lengths_B = rollout.lengths_PG.reshape(P * G)
-  reference_BC = jnp.repeat(prompts.answers_PC, G, axis=0)
-  C = reference_BC.shape[1]
+  given = text, rollout.tokens_PGT.reshape(P * G, T), rollout.lengths_PG.ravel()
+  match where:
+    case 'tags':
+      span = spans.between(*given, tag, last)
+    case 'box':
+      span = spans.box(*given, size)
+    case 'line':
+      span = spans.line(*given, tag, size)
+  reference_PC = prompts.answers_PC
+  C = reference_PC.shape[1]
+  bytes_BC, size_B = spans.read(*given, span, C if compare == 'bytes' else size)
+  unknown_B = span.open_B
+  if compare == 'bytes':
+    # The lengths too: '7\0' is padded to the same bytes as '7'. They also tell
+    # an answer apart that goes on beyond the C bytes that were read.
+    equal_B = _alike(bytes_BC, reference_PC, G)
+    written_PC = jnp.where(reference_PC > 0, jnp.arange(1, C + 1), 0)
+    equal_B &= size_B == jnp.repeat(jnp.max(written_PC, axis=1), G)
+  else:
+    unknown_B |= size_B > size
+    equal_B = _alike(values.plain(bytes_BC), values.plain(reference_PC), G)
+  if compare == 'number':
+    number = jax.tree.map(
+      lambda x: jnp.repeat(x, G), values.number(reference_PC)
+    )
+    equal_B |= values.same(values.number(bytes_BC), number)
+  score_B = (span.found_B & equal_B).astype(jnp.float32)
+  score_B = jnp.where(span.found_B & unknown_B, jnp.nan, score_B)
+  return score_B.reshape(P, G)
 
-  opening, closing = text_lib.find(
-    text, ('<answer>', '</answer>'), tokens_BT, lengths_B
+
+def tags(
+  *,
+  where: str = 'tags',
+  tag: str = 'answer',
+  last: bool = False,
+  compare: str = 'bytes',
+  size: int = 64,
+) -> tuple[str, ...]:
+  """Raises ValueError for a `where` or `compare` that does not exist."""
+  del last, size
+  literals = {'tags': spans.pair(tag), 'box': (spans.BOX,), 'line': (tag,)}
+  if where not in literals:
+    raise ValueError(f'answer: where={where!r} is not tags, box or line')
+  if compare not in ('bytes', 'text', 'number'):
+    raise ValueError(
+      f'answer: compare={compare!r} is not bytes, text or number'
+    )
+  return literals[where]
+
+
+def _alike(given_BC, reference_PC, G):
+  """Whether two rows of bytes are the same, apart from zeros at the end."""
+  C = max(given_BC.shape[1], reference_PC.shape[1])
+  given_BC, reference_PC = (
+    jnp.pad(x, ((0, 0), (0, C - x.shape[1]))) for x in (given_BC, reference_PC)
   )
-  single_B = (opening.count_B == 1) & (closing.count_B == 1)
-  ordered_B = opening.end_B <= closing.start_B
-  start_B, end_B = text_lib.trim(
-    text, tokens_BT, lengths_B, opening.end_B, closing.start_B
-  )
-  given_BC, _ = text_lib.span(text, tokens_BT, lengths_B, start_B, end_B, C)
-  # The lengths too: '7\0' is padded to the same bytes as '7'. They also tell
-  # an answer apart that goes on beyond the C bytes that were read.
-  size_B = jnp.max(jnp.where(reference_BC > 0, jnp.arange(1, C + 1), 0), axis=1)
-  equal_B = jnp.all(given_BC == reference_BC, axis=1)
-  equal_B &= end_B - start_B == size_B
-  right_B = single_B & ordered_B & equal_B
-  return right_B.reshape(P, G).astype(jnp.float32)
+  return jnp.all(given_BC == jnp.repeat(reference_PC, G, axis=0), axis=1)
