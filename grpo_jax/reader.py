@@ -4,9 +4,9 @@
   hits(reader, text, tokens, lengths) -> B    matches in each completion
 
 A machine (automata.py, words.py) was run over the bytes of every vocabulary
-entry, from each of its states. So a completion costs one look-up for each token, however
-the tokenizer cuts words, tags and characters. A part of a completion is read
-byte by byte only in the tokens that stick out of it.
+entry, from each of its states. So a completion costs one look-up for each
+token, however the tokenizer cuts words, tags and characters. A part of a
+completion is read byte by byte only in the tokens that stick out of it.
 
 Scattering all tokens to bytes first was measured and lost to Python's `re`.
 
