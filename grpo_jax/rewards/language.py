@@ -35,9 +35,8 @@ def language(
   not to be the surest way to be consistent.
   """
   del prompts, scripts
-  P, G, T = rollout.tokens_PGT.shape
-  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
-  lengths_B = rollout.lengths_PG.reshape(P * G)
+  P, G = rollout.lengths_PG.shape
+  tokens_BT, lengths_B = text_lib.flat(rollout)
   part_B2 = text_lib.reasoning(text, tokens_BT, lengths_B)
   target_B, other_B = (
     reader.hits(readers[name], text, tokens_BT, lengths_B, part_B2)
