@@ -30,11 +30,11 @@ def get_config(arg: str = '') -> ConfigDict:
   )
   c.pretrain.update(steps=1500, rows=16, width=192, reasoned=0.5)
   c.pretrain.optim.update(lr=2e-3, b2=0.95)
-  c.rollout.update(group_size=arg.group_size, max_tokens=96)
+  c.rollout.update(group_size=arg.group_size, max_tokens=128)
   c.reward = {'countdown': 1.0, 'format': 0.1}
   c.eval.right = 'countdown'
   c.optim.update(lr=1e-4)
-  c.steps = 200
+  c.steps = 300
 
   if arg.smoke:
     c.model.variant = 'tiny'

@@ -174,6 +174,7 @@ def test_nothing_here_calls_back_to_the_host():
   assert not jaxpr.effects  # Debug prints.
 
 
+<<<<<<< HEAD
 def test_the_reasoning_is_between_the_think_tags_or_goes_to_the_end():
   cases = {
     'a<think>bc</think>d': 'bc',
@@ -194,3 +195,21 @@ def test_the_reasoning_is_between_the_think_tags_or_goes_to_the_end():
     cases, cases.values(), part_B2.tolist(), strict=True
   ):
     assert case[start:end] == part
+=======
+@pytest.mark.parametrize('vocabulary', [fragments, whole_tags])
+def test_the_last_of_many_tags_is_found_however_the_tokens_cut_it(vocabulary):
+  vocabulary = vocabulary(3) + 30 * [b'</answer>', b'<think>']
+  table = text.token_text(vocabulary, [*text.TAGS, 'a'])
+  tokens_BT, lengths_B = random_batch(vocabulary, 3)
+  texts = decode(vocabulary, tokens_BT, lengths_B)
+  tags = ('</answer>', '<think>', 'a')  # Some tokens have several a.
+  found = text.find(table, tags, tokens_BT, lengths_B, last=True)
+  for tag, (count_B, start_B, end_B) in zip(tags, found, strict=True):
+    tag = tag.encode()
+    last = [max(data.rfind(tag), 0) for data in texts]
+    np.testing.assert_array_equal(count_B, [data.count(tag) for data in texts])
+    np.testing.assert_array_equal(start_B, last)
+    ends = [i + len(tag) * (tag in x) for i, x in zip(last, texts, strict=True)]
+    np.testing.assert_array_equal(end_B, ends)
+    assert np.sum(np.asarray(count_B) > 1) > 5
+>>>>>>> lengthy
