@@ -34,10 +34,14 @@ setuptools.setup(
       'pytest-xdist',
       'hypothesis',
       'ruff',
+      'math-verify>=0.9',
+      'reasoning-gym>=0.1.25',
       'matplotlib',
       'nbclient',  # Runs the notebooks, in a kernel:
       'ipykernel',
     ],
+    # Host rewards; those that run code need bubblewrap, a Debian package.
+    'rewards': ['math-verify>=0.9', 'reasoning-gym>=0.1.25'],
     'plot': ['matplotlib'],
     'tpu': ['jax[tpu]'],
     'plan': ['libtpu'],  # The TPU's compiler, for where there is no TPU.

@@ -3,10 +3,10 @@
   reader(machine, text) -> Reader             tables, once and on the host
   hits(reader, text, tokens, lengths) -> B    matches in each completion
 
-A machine (automata.py) was run over the bytes of every vocabulary entry, from
-each of its states. So a completion costs one look-up for each token, however
-the tokenizer cuts words, tags and characters. A part of a completion is read
-byte by byte only in the tokens that stick out of it.
+A machine (automata.py, words.py) was run over the bytes of every vocabulary
+entry, from each of its states. So a completion costs one look-up for each
+token, however the tokenizer cuts words, tags and characters. A part of a
+completion is read byte by byte only in the tokens that stick out of it.
 
 Scattering all tokens to bytes first was measured and lost to Python's `re`.
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import text as text_lib
-from grpo_jax.automata import Machine
+from grpo_jax.utf8 import Machine
 
 
 @struct.dataclass

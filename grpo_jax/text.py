@@ -13,7 +13,7 @@ two tokens says how much of the tag was there already.
 A position counts bytes from the start of the completion's text, and a span is
 [start, end). Whitespace means the six ASCII characters of `bytes.strip()`.
 Tokens from the length on are no text, and neither is a token id outside of the
-tables. Completions are a batch: reshape [P, G, ...] to [B, ...] first.
+tables. Completions are a batch here: `flat` makes one of a rollout.
 
 Dimension key here: S states of an automaton, K tags or positions at once, C
 bytes, and V is one more than the vocabulary: the last entry is empty.
@@ -26,6 +26,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from grpo_jax.types import Rollout
 
 TAGS = ('<think>', '</think>', '<answer>', '</answer>')
 
@@ -79,6 +81,12 @@ def token_text(
   return jax.tree.map(
     jnp.asarray, TokenText(bytes_VC, lengths_V, solids_V, tables)
   )
+
+
+def flat(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+  """The completions as one batch: tokens_BT, lengths_B."""
+  P, G, T = rollout.tokens_PGT.shape
+  return rollout.tokens_PGT.reshape(P * G, T), rollout.lengths_PG.ravel()
 
 
 def find(

@@ -157,9 +157,8 @@ def compile_steps(run: build.Run) -> Steps:
     if pool is None:
       prompts = sharding.put(prompts, rows)
       return p['sample'](params, prompts, text, make_key(seed))
-    return through_host('_sample', params, [prompts], make_key(seed), examples)[
-      :2
-    ]
+    asked = params, prompts, make_key(seed), examples
+    return _through_host(run, pool, p, text, *asked, '_sample')[:2]
 
   def any_process(condition):
     if jax.process_count() == 1:

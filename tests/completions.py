@@ -10,9 +10,9 @@ def vocabulary(pieces: list[bytes]) -> list[bytes]:
   """Every byte, and pieces cut anywhere, in the middle of characters too."""
   rng = np.random.default_rng(0)
   source = b''.join(rng.permutation(np.array(pieces * 3, object)))
-  cuts = rng.integers([len(source), 9], size=(250, 2))
+  cuts = rng.integers([0, 1], [len(source), 10], size=(250, 2))
   cut = [source[start : start + size] for start, size in cuts]
-  return [bytes([byte]) for byte in range(256)] + cut + [b'', b'']
+  return [bytes([byte]) for byte in range(256)] + cut + [b'']
 
 
 def draw(rng, pieces: list[bytes], forms: list[list[bytes]]) -> bytes:

@@ -11,7 +11,7 @@ def brevity(completion, per_token=1.0):
 def fragile(completion):
   """Hangs for one kind of completion and breaks for another."""
   kind = len(completion.token_ids) % 4
-  if kind == 0:
+  if kind == 3:
     time.sleep(60)
   if kind == 1:
     raise RuntimeError('no idea')

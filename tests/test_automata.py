@@ -1,5 +1,6 @@
 """Machines against Python's own regular expressions on decoded bytes."""
 
+import random
 import re
 
 from hypothesis import example, given, settings
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 import pytest
 
 from grpo_jax import automata
+from grpo_jax import words as words_lib
 
 PIECES = ['<think>', '</think>', '<answer>', '</answer>', '\n', ' ', 'Step 1:']
 PIECES += ['\n-', 'First,', 'wait', 'Wait', 'let me', ' check', 'a', 'b', '_']
@@ -108,7 +110,42 @@ def test_matches_are_counted_as_findall_counts_them(regex, as_words, data):
 def test_words_are_counted_by_script(scripts, expected):
   text = "Hello, w\u00f6rld! don't well-known \u4e2d\u6587 \u043f\u0440\u0438"
   text += '\u0432\u0435\u0442 12+5 \u304b\u306a \U0001f600'
-  assert read(automata.words(scripts), text.encode()) == expected
+  assert read(words_lib.words(scripts), text.encode()) == expected
+
+
+def test_words_of_a_list_are_counted_as_words():
+  machine = words_lib.listed(
+    ['The', "don't", 'a', 'a-b', '\u00e9t\u00e9', '\u4e2d']
+  )
+  cases = {
+    'the THE The, then other the': 4,
+    "don't DON'T 'don't' don ' t": 3,
+    'a a-b a-b-c a- A-B--': 4,
+    '\u00e9t\u00e9 \u00c9T\u00c9 \u00e9 t\u00e9': 2,
+    'a\u4e2d\u4e2db': 3,
+    '': 0,
+  }
+  assert [read(machine, text.encode()) for text in cases] == [*cases.values()]
+
+
+@pytest.mark.parametrize(
+  'word', ['', 'a b', '\u4e2d\u6587', "dogs'", '-a', '7']
+)
+def test_what_is_not_one_word_is_refused_in_a_list(word):
+  with pytest.raises(ValueError, match='in a list of words is not one word'):
+    words_lib.listed(['the', word])
+
+
+def test_a_list_of_too_many_words_is_refused():
+  rng = random.Random(0)
+  words = [''.join(rng.choices('abcdefgh', k=9)) for _ in range(90)]
+  with pytest.raises(
+    ValueError, match='90 words needs 454 states, more than 256'
+  ):
+    words_lib.listed(words)
+  syllables = [chr(0xAC00 + i) for i in range(300)]
+  with pytest.raises(ValueError, match='300 words has 300 letters, too many'):
+    words_lib.listed(syllables)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +170,7 @@ def test_counting_nothing_and_unknown_scripts_are_refused():
   with pytest.raises(ValueError, match='matches the empty text'):
     automata.count('a*')
   with pytest.raises(ValueError, match="'klingon' is not one of latin, greek"):
-    automata.words(['klingon'])
+    words_lib.words(['klingon'])
 
 
 def test_a_machine_has_as_few_states_as_there_can_be():

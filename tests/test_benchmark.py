@@ -87,3 +87,18 @@ def test_what_makes_no_sense_is_refused(arguments):
   done = benchmark(*arguments)
   assert done.returncode == 2
   assert 'error: --' in done.stderr
+
+
+def test_scoring_on_the_device_is_set_against_python(tmp_path):
+  out = tmp_path / 'out.json'
+  done = command.run(
+    'experiments/benchmark_rewards.py',
+    *('--completions', '32', '--tokens', '128', '--shape', 'S0'),
+    *('--runs', '2', '--json', str(out)),
+  )
+  assert done.returncode == 0, done.stderr
+  r = json.loads(out.read_text())
+  python = r['python_detokenise_s'] + r['python_score_s']
+  assert r['ratio'] == pytest.approx(python / r['device_s_min'])
+  assert r['share'] == pytest.approx(r['device_s_min'] / r['iteration_s'])
+  assert 'times as long' in done.stdout and 'share of an iter' in done.stdout

@@ -6,7 +6,7 @@ import pathlib
 import re
 
 import completions
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 import jax
 import numpy as np
@@ -93,7 +93,9 @@ def expected(data, ended):
   ]
 
 
-@settings(max_examples=10, deadline=None)
+@pytest.mark.slow
+# Without shrinking: a batch is large, and the first error names its part.
+@settings(max_examples=10, deadline=None, phases=[Phase.generate])
 @given(
   seed=st.integers(0, 2**32 - 1),
   drawn=st.lists(st.lists(st.sampled_from(PIECES), max_size=9), max_size=64),
@@ -118,10 +120,9 @@ def test_trl_and_open_r1_give_the_same_scores():
   assert len(rows) == 226
   rng = np.random.default_rng(0)
   texts = [row[0].encode() for row in rows]
-  made, read = completions.rollout(rng, TOKENS, texts, 1400)
+  made, read = completions.rollout(rng, TOKENS, texts, 3000)
   assert read == texts
-  text = rewards.token_text(TOKENS, MIX)
-  found = rewards.reward(made, made.prompts, text, MIX).parts
+  found = scorer()(made)
   names = ['trl', 'open_r1', 'lines', 'reasoning_steps']
   for k, name in enumerate(names, start=1):
     expected_B = np.float32([row[k] for row in rows])
@@ -132,7 +133,7 @@ def test_trl_and_open_r1_give_the_same_scores():
 def test_a_digit_of_another_script_is_no_digit():
   digit = '\u0664'  # open-r1's `\d` takes it, ours does not.
   texts = [f'Step {digit}:'.encode(), b'Step 4:']
-  made, _ = completions.rollout(np.random.default_rng(0), TOKENS, texts, 16)
+  made, _ = completions.rollout(np.random.default_rng(0), TOKENS, texts, 32)
   mix = {'reasoning_steps': {'enough': 1}}
   text = rewards.token_text(TOKENS, mix)
   total_PG = rewards.reward(made, made.prompts, text, mix).total_PG

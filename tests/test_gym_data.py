@@ -101,6 +101,7 @@ def test_boards_of_the_same_signs_are_different_problems():
   found = datasets.split(given, 0.3, datasets.key('gym'))
   assert 6 < len(found['heldout']) < 32
   assert len(found['train']) + len(found['heldout']) == 60
+  assert datasets.key('gym')('0 1 1') != datasets.key('gym')('1 0 1')
   assert datasets.key('sums') is datasets.words
 
 

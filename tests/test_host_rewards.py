@@ -49,7 +49,7 @@ def family(parent):
   return [
     pid
     for pid, args in processes().items()
-    if args[-2:] == end and any(arg.endswith(b'worker.py') for arg in args)
+    if args[-2:] == end and any(arg.endswith(b'nursery.py') for arg in args)
   ]
 
 
@@ -169,6 +169,17 @@ def test_long_texts_do_not_jam_the_line():
   assert scores == [300_000 + k for k in range(40)]
 
 
+def test_a_long_text_behind_one_that_hangs_waits_for_its_turn():
+  quick = texts(*['score = 1'] * 50)
+  with host.Pool([spec('obey', seconds=0.5)], 1) as pool:
+    pool.submit(quick).result(20)  # Now the pool sends many at once.
+    begin = time.monotonic()
+    long = texts('while True: pass', 'score = 2' + ' ' * 300_000)
+    result = pool.submit(long).result(20)
+  assert time.monotonic() - begin < 5
+  np.testing.assert_array_equal(result.scores['part'], [np.nan, 2])
+
+
 def test_functions_written_for_trl_are_taken_as_they_are():
   given = [
     host.Completion('abc', 'Why?', '1', {'level': 2}, token_ids=(5, 6)),
@@ -248,17 +259,24 @@ def test_no_process_is_left_where_daemons_were_started(
 ):
   if not namespace:  # A kernel that grants none.
     folder = shutil.copytree(process._SCRIPT.parent, tmp_path / 'host')
-    source = (folder / 'worker.py').read_text()
-    assert source.count('= _unshare()') == 1
-    source = source.replace('= _unshare()', '= False')
-    (folder / 'worker.py').write_text(source)
-    monkeypatch.setattr(process, '_SCRIPT', folder / 'worker.py')
+    source = (folder / 'nursery.py').read_text()
+    assert source.count('alone = _can_be_alone()') == 1
+    source = source.replace('alone = _can_be_alone()', 'alone = False')
+    (folder / 'nursery.py').write_text(source)
+    monkeypatch.setattr(process, '_SCRIPT', folder / 'nursery.py')
   with host.Pool([spec('obey', seconds=0.5)], 1) as pool:
     result = pool.submit(texts(DAEMON + end, 'score = 2')).result(60)
     assert len(family(os.getpid())) >= 2
   assert math.isnan(result.scores['part'][0]) == bool(end)
   assert result.scores['part'][1] == 2
   assert family(os.getpid()) == []
+
+
+def test_a_reward_that_forks_answers_once():
+  word = 'import os; os.fork(); score = 1'
+  result = outcome(spec('obey'), texts(word, word, *['score = 2'] * 20))
+  assert result.scores['part'] == [1, 1, *[2] * 20]
+  assert result.failures == []
 
 
 def test_the_worker_cannot_end_who_keeps_it():

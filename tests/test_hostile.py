@@ -34,8 +34,8 @@ SPECS = [
   host.Spec(
     'code',
     'code',
-    seconds=2.5,
-    knobs={'seconds_per_test': 0.5, 'limits': {'files_mib': FILES_MIB}},
+    seconds=4.0,
+    knobs={'seconds_per_test': 1.0, 'limits': {'files_mib': FILES_MIB}},
   ),
   host.Spec('maths', 'maths', seconds=1.0),
 ]

@@ -29,7 +29,10 @@ def test_every_source_is_there_with_its_name_and_its_own_columns(mixed):
     found = {}
     for example in mixed.all(split):
       found.setdefault(example.columns['source'], []).append(example)
-    assert list(found) == list(KNOBS)  # In turn, so that each comes early.
+    assert set(found) == set(KNOBS)
+    # In turn, so that the first ones show every source.
+    first = [e.columns['source'] for e in mixed.all(split)[:6]]
+    assert first == [*KNOBS] * 2
     assert all(
       {'numbers', 'target'} < set(e.columns) for e in found['countdown']
     )
@@ -52,6 +55,10 @@ def test_shares_are_exact_in_every_block(mixed):
     for i in range(0, 700, 7)
   }
   assert len(orders) > 30
+  other = mixed.batch('train', 700, seed=4, cursor=7 * 5)
+  assert [e.columns['source'] for e in other] != [
+    e.columns['source'] for e in batch
+  ]
 
 
 def test_slices_of_a_batch_are_the_batch(mixed):

@@ -1,5 +1,6 @@
 """Readers of tokens against re on the decoded text."""
 
+import itertools
 import re
 
 import jax
@@ -93,3 +94,15 @@ def test_ids_outside_of_the_vocabulary_are_no_text():
   tokens_BT = np.array([[0, 5, 1, 0, 1]], np.int32)
   assert reader.hits(found, table, tokens_BT, np.array([5])).tolist() == [2]
   assert reader.hits(found, table, tokens_BT, np.array([4])).tolist() == [1]
+
+
+def test_every_part_of_one_token_is_read_to_its_last_byte():
+  table = text.token_text([b'', b'abcbb'])
+  found = reader.reader(automata.count('b'), table)
+  # In turn: the longest part sets how far all of a batch are read.
+  hits = jax.jit(reader.hits)
+  for start, end in itertools.product(range(0, 11, 2), range(0, 12, 3)):
+    part_12 = np.array([[start, end]], np.int32)
+    tokens_1T = np.array([[0, 1, 0, 1]], np.int32)
+    [count] = hits(found, table, tokens_1T, np.array([4]), part_12)
+    assert count == b'abcbbabcbb'[start:end].count(b'b')

@@ -94,7 +94,7 @@ def test_a_host_reward_of_one_device_part_equals_that_part(tmp_path):
 def test_a_run_survives_what_its_reward_does(tmp_path):
   reward = {'bad': {'function': 'mine:fragile', 'seconds': 0.3}}
   c = make_config(reward)
-  c.eval.update(problems=4, batch=4)
+  c.data.prompts = 16  # Over 8 devices, in two pieces.
   summary = fit.fit(c.lock(), str(tmp_path))
   assert summary is not None
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
@@ -103,10 +103,11 @@ def test_a_run_survives_what_its_reward_does(tmp_path):
   rows = [json.loads(line) for line in lines]
   assert sum(row['host/failed'] for row in rows) == len(failures) > 0
   assert {row['kind'] for row in failures} == {'hung', 'raised'}
-  assert all(row['part'] == 'bad' and row['text'] for row in failures)
+  assert {row['part'] for row in failures} == {'bad'}
+  assert any(row['text'] for row in failures)
   for row in rows:
     failed = sum(failure['step'] == row['step'] for failure in failures)
-    assert row['reward/bad_unscored'] >= failed / 16
+    assert row['reward/bad_unscored'] >= failed / 64
     assert row['reward/unscored'] == 0  # The answer is scored all the same.
 
 

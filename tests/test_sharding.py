@@ -186,7 +186,7 @@ def test_an_iteration_on_a_mesh_equals_that_on_one_device(
   one_device, tmp_path, name
 ):
   run = build.build(config(MESHES[name]), tmp_path)
-  places, state, (rolled, scores, numbers) = iteration(run)
+  places, state, (rolled, scores, numbers, _) = iteration(run)
 
   declared = jax.tree.map(lambda x: x.sharding, build.templates(run)[1])
   for found in (places, jax.tree.map(lambda x: x.sharding, state)):

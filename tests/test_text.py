@@ -174,6 +174,28 @@ def test_nothing_here_calls_back_to_the_host():
   assert not jaxpr.effects  # Debug prints.
 
 
+<<<<<<< HEAD
+def test_the_reasoning_is_between_the_think_tags_or_goes_to_the_end():
+  cases = {
+    'a<think>bc</think>d': 'bc',
+    '<think>bc': 'bc',
+    'bc</think>d': 'bc',
+    'bc': 'bc',
+    '': '',
+    'a</think><think>b</think>c': 'b</think>c',
+    '<think></think>': '',
+    '<think>a<think>b</think>c</think>': 'a<think>b',
+  }
+  table = text.token_text([bytes([byte]) for byte in range(256)])
+  T = max(map(len, cases))
+  rows = [list(case.encode().ljust(T)) for case in cases]
+  lengths_B = np.array([*map(len, cases)], np.int32)
+  part_B2 = text.reasoning(table, np.array(rows, np.int32), lengths_B)
+  for case, part, (start, end) in zip(
+    cases, cases.values(), part_B2.tolist(), strict=True
+  ):
+    assert case[start:end] == part
+=======
 @pytest.mark.parametrize('vocabulary', [fragments, whole_tags])
 def test_the_last_of_many_tags_is_found_however_the_tokens_cut_it(vocabulary):
   vocabulary = vocabulary(3) + 30 * [b'</answer>', b'<think>']
@@ -190,3 +212,4 @@ def test_the_last_of_many_tags_is_found_however_the_tokens_cut_it(vocabulary):
     ends = [i + len(tag) * (tag in x) for i, x in zip(last, texts, strict=True)]
     np.testing.assert_array_equal(end_B, ends)
     assert np.sum(np.asarray(count_B) > 1) > 5
+>>>>>>> lengthy

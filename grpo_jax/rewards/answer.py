@@ -34,8 +34,8 @@ def answer(
   longer, cannot be scored. Other than in verl's gsm8k and math_dapo, the place
   in the text does not matter and nothing but the value of a number does.
   """
-  P, G, T = rollout.tokens_PGT.shape
-  given = text, rollout.tokens_PGT.reshape(P * G, T), rollout.lengths_PG.ravel()
+  P, G = rollout.lengths_PG.shape
+  given = text, *text_lib.flat(rollout)
   match where:
     case 'tags':
       span = spans.between(*given, tag, last)

@@ -33,8 +33,8 @@ def countdown(
   Python (2**3, 7//2) in floats and takes any text in the tags for an equation.
   """
   del prompts
-  P, G, T = rollout.tokens_PGT.shape
-  given = text, rollout.tokens_PGT.reshape(P * G, T), rollout.lengths_PG.ravel()
+  P, G = rollout.lengths_PG.shape
+  given = text, *text_lib.flat(rollout)
   reference_BN = jnp.repeat(reference_PN, G, axis=0)
   target_B, numbers_BN = reference_BN[:, 0], reference_BN[:, 1:]
   target = values.Value(

@@ -27,14 +27,13 @@ def explanation(
   NaN for a problem that comes without a reasoning.
   """
   del prompts
-  P, G, T = rollout.tokens_PGT.shape
-  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
-  lengths_B = rollout.lengths_PG.reshape(P * G)
+  P, G = rollout.lengths_PG.shape
+  tokens_BT, lengths_B = text_lib.flat(rollout)
   part_B2 = text_lib.reasoning(text, tokens_BT, lengths_B)
   starts_BT, ends_BT = text_lib.offsets(text, tokens_BT, lengths_B)
   inside_BT = starts_BT >= part_B2[:, :1]
   inside_BT &= ends_BT <= part_B2[:, 1:]
-  inside_BT &= jnp.arange(T) < lengths_B[:, None]
+  inside_BT &= jnp.arange(tokens_BT.shape[1]) < lengths_B[:, None]
 
   empty = len(text.lengths_V) - 1
   tokens_BT = jnp.where(inside_BT, jnp.minimum(tokens_BT, empty), empty)

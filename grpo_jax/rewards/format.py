@@ -23,9 +23,8 @@ def format(
   that was cut off at the limit gets 0. `sections` names the pairs.
   """
   del prompts  # The right form does not depend on the question.
-  P, G, T = rollout.tokens_PGT.shape
-  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
-  lengths_B = rollout.lengths_PG.reshape(P * G)
+  P, G = rollout.lengths_PG.shape
+  tokens_BT, lengths_B = text_lib.flat(rollout)
 
   found = text_lib.find(text, tags(sections=sections), tokens_BT, lengths_B)
   once_B = jnp.all(jnp.stack([tag.count_B for tag in found]) == 1, axis=0)

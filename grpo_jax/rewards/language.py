@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import automata, reader
+from grpo_jax import reader, utf8
 from grpo_jax import text as text_lib
+from grpo_jax import words as words_lib
 from grpo_jax.types import Prompts, Rollout
 
 
@@ -24,7 +25,7 @@ def language(
   The language consistency reward of the R1 paper (arXiv 2501.12948), which does
   not say how it tells a language; no other codebase has it. Here a word is of
   the target language if it is written in one of the `scripts` of
-  automata.SCRIPTS. To tell languages of one script apart, list `words`: then
+  words.SCRIPTS. To tell languages of one script apart, list `words`: then
   these alone are of the target language, all others are not, and `scripts` do
   not matter.
 
@@ -34,9 +35,8 @@ def language(
   not to be the surest way to be consistent.
   """
   del prompts, scripts
-  P, G, T = rollout.tokens_PGT.shape
-  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
-  lengths_B = rollout.lengths_PG.reshape(P * G)
+  P, G = rollout.lengths_PG.shape
+  tokens_BT, lengths_B = text_lib.flat(rollout)
   part_B2 = text_lib.reasoning(text, tokens_BT, lengths_B)
   target_B, other_B = (
     reader.hits(readers[name], text, tokens_BT, lengths_B, part_B2)
@@ -49,11 +49,19 @@ def language(
 
 def reads(
   *, scripts: Sequence[str] = ('latin',), words: Sequence[str] = ()
-) -> dict[str, automata.Machine]:
-  """With a list, the words of all scripts are read beside those of the list."""
+) -> dict[str, utf8.Machine]:
+  """With a list, the words of all scripts are read beside those of the list.
+
+  Raises ValueError for no script, an unknown one, or what is not one word.
+  """
+  if not scripts:
+    raise ValueError(
+      f'language: scripts={scripts!r} must be some of '
+      f'{", ".join(words_lib.SCRIPTS)}'
+    )
   if words:
-    target, others = automata.listed(words), tuple(automata.SCRIPTS)
+    target, others = words_lib.listed(words), tuple(words_lib.SCRIPTS)
   else:
-    target = automata.words(scripts)
-    others = tuple(x for x in automata.SCRIPTS if x not in scripts)
-  return {'target': target, 'other': automata.words(others)}
+    target = words_lib.words(scripts)
+    others = tuple(x for x in words_lib.SCRIPTS if x not in scripts)
+  return {'target': target, 'other': words_lib.words(others)}

@@ -43,9 +43,8 @@ def operations(
   not see.
   """
   del prompts
-  P, G, T = rollout.tokens_PGT.shape
-  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
-  lengths_B = rollout.lengths_PG.reshape(P * G)
+  P, G = rollout.lengths_PG.shape
+  tokens_BT, lengths_B = text_lib.flat(rollout)
   part_B2 = text_lib.reasoning(text, tokens_BT, lengths_B)
   found_BK = jnp.stack(
     [

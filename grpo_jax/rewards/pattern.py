@@ -36,9 +36,8 @@ def pattern(
   not matter whether the completion came to its end or was cut off.
   """
   del prompts, regex
-  P, G, T = rollout.tokens_PGT.shape
-  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
-  lengths_B = rollout.lengths_PG.reshape(P * G)
+  P, G = rollout.lengths_PG.shape
+  tokens_BT, lengths_B = text_lib.flat(rollout)
   matches_B = reader.hits(readers['whole'], text, tokens_BT, lengths_B)
   return matches_B.reshape(P, G).astype(jnp.float32)
 

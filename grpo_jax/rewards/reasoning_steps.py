@@ -37,9 +37,8 @@ def reasoning_steps(
   found at the very start of the completion, and not at the start of a line.
   """
   del prompts, patterns
-  P, G, T = rollout.tokens_PGT.shape
-  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
-  lengths_B = rollout.lengths_PG.reshape(P * G)
+  P, G = rollout.lengths_PG.shape
+  tokens_BT, lengths_B = text_lib.flat(rollout)
   steps_B = sum(
     reader.hits(found, text, tokens_BT, lengths_B) for found in readers.values()
   )

@@ -48,9 +48,8 @@ def reflection(
   the whole completion where it has no think tags.
   """
   del prompts, phrases
-  P, G, T = rollout.tokens_PGT.shape
-  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
-  lengths_B = rollout.lengths_PG.reshape(P * G)
+  P, G = rollout.lengths_PG.shape
+  tokens_BT, lengths_B = text_lib.flat(rollout)
   part_B2 = text_lib.reasoning(text, tokens_BT, lengths_B)
   count_B = reader.hits(readers['phrases'], text, tokens_BT, lengths_B, part_B2)
   count_PG = count_B.reshape(P, G).astype(jnp.float32)
@@ -63,7 +62,8 @@ def reads(
   """Raises ValueError for a bound that is not positive, or no phrases."""
   if enough is not None and not enough > 0:
     raise ValueError(f'reflection: enough={enough} must be above 0, or None')
-  if isinstance(phrases, str) or not all(phrase.split() for phrase in phrases):
+  listed = phrases and not isinstance(phrases, str)
+  if not listed or not all(phrase.split() for phrase in phrases):
     raise ValueError(f'reflection: phrases={phrases!r} must be texts in a list')
   words = [map(re.escape, phrase.split()) for phrase in phrases]
   regex = '|'.join(r'\s+'.join(phrase) for phrase in words)

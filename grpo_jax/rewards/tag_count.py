@@ -25,9 +25,8 @@ def tag_count(
   where the line breaks belong to the tags; the default ones have none.
   """
   del prompts
-  P, G, T = rollout.tokens_PGT.shape
-  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
-  lengths_B = rollout.lengths_PG.reshape(P * G)
+  P, G = rollout.lengths_PG.shape
+  tokens_BT, lengths_B = text_lib.flat(rollout)
   found = text_lib.find(text, tags, tokens_BT, lengths_B)
   once_BK = jnp.stack([tag.count_B == 1 for tag in found], axis=1)
   return jnp.mean(once_BK, axis=1, dtype=jnp.float32).reshape(P, G)

@@ -1,4 +1,4 @@
-"""Takes the numbers that tests/test_format_rewards.py needs out of a larger file.
+"""Takes the numbers of tests/test_format_rewards.py out of a larger file.
 
   python tests/golden/extract_format_rewards.py rewards.json
 

@@ -58,6 +58,11 @@ def code(
   return passed / len(tests)
 
 
+def prepare() -> None:
+  """Finds out how bubblewrap works here, before any completion waits for it."""
+  sandbox.mode()
+
+
 def extract(text: str) -> str | None:
   """The last ```python block of the last <answer>, else of the whole text.
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import reasoning_gym
 
+from grpo_jax.datasets import gym as gym_data
 from grpo_jax.rewards.host.records import Completion
 
 _OPENING, _CLOSING = '<answer>', '</answer>'
-_GRIDS = ('arc_agi', 'rearc')  # They compare with tuples; JSON has lists.
 
 
 def gym(completion: Completion) -> float:
@@ -24,13 +24,11 @@ def gym(completion: Completion) -> float:
   if start < 0:
     return 0.0
   answer = completion.text[start + len(_OPENING) : end].strip()
-  entry = completion.columns['entry']
-  entry = json.loads(entry) if isinstance(entry, str) else entry
-  task = completion.columns['task']
-  if task in _GRIDS:
-    grid = tuple(map(tuple, entry['metadata']['output']))
-    entry = entry | {'metadata': entry['metadata'] | {'output': grid}}
-  return _dataset(task).score_answer(answer, entry)
+  columns = completion.columns
+  if isinstance(columns['entry'], str):
+    columns = columns | {'entry': json.loads(columns['entry'])}
+  dataset = _dataset(columns['task'])
+  return dataset.score_answer(answer, gym_data.entry(columns))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import pickle
 import threading
 import time
 
-from grpo_jax.rewards.host import checks, process, worker
+from grpo_jax.rewards.host import checks, process, scorer
 from grpo_jax.rewards.host.records import Completion, Failure, Outcome, Spec
 
 # What is sent at once: the seconds that it takes, the tasks and the bytes. It
@@ -151,7 +151,7 @@ class Pool:
       size = len(todo[0].span)
       seconds = self._specs[part].seconds * size
       status, scores, detail = process.receive(each, size, seconds)
-      if status == worker.SCORED:
+      if status == scorer.SCORED:
         self._settle(todo.popleft(), scores)
       else:
         self._fail(todo.popleft(), 'raised', detail)
@@ -161,15 +161,19 @@ class Pool:
   def _messages(self, todo: collections.deque['_Task']) -> list[bytes]:
     """As many of the first tasks as may be sent at once."""
     messages, size = [], 0
-    while len(messages) < len(todo) and size < _AHEAD_BYTES:
+    while len(messages) < len(todo):
       task = todo[len(messages)]
       completions = [task.job.completions[k] for k in task.span]
       try:
-        messages.append(pickle.dumps((task.part, completions)))
-        size += len(messages[-1])
+        message = pickle.dumps((task.part, completions))
       except Exception as error:
         del todo[len(messages)]
         self._fail(task, 'raised', f'{type(error).__name__}: {error}')
+        continue
+      size += len(message)
+      if messages and size > _AHEAD_BYTES:
+        break
+      messages.append(message)
     return messages
 
   def _send(self, i: int, messages: list[bytes]) -> process.Worker:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import json
 import os
 import pathlib
 import pickle
@@ -14,18 +15,17 @@ import subprocess
 import sys
 import time
 
-from grpo_jax.rewards.host import function
-from grpo_jax.rewards.host import worker as worker_lib
+from grpo_jax.rewards.host import function, scorer
 from grpo_jax.rewards.host.records import Spec
 
-_SCRIPT = pathlib.Path(__file__).with_name('worker.py')
+_SCRIPT = pathlib.Path(__file__).with_name('nursery.py')
 # Seconds that a worker may take to import, to read what it is sent and to end.
 _START, _SEND, _STOP = 120, 10, 5
 
 
 @dataclasses.dataclass
 class Nursery:
-  """A process that makes workers; see worker.py."""
+  """A process that makes workers; see nursery.py."""
 
   process: subprocess.Popen
   control: socket.socket
@@ -51,9 +51,11 @@ def open_nursery(specs: Sequence[Spec]) -> Nursery:
   built_in = {s.function for s in specs if s.function in function.BUILT_IN}
   ours, theirs = socket.socketpair()
   with theirs:
-    args = ','.join(sorted(built_in)), str(theirs.fileno()), str(os.getpid())
+    paths = json.dumps([path or os.getcwd() for path in sys.path])
+    numbers = str(theirs.fileno()), str(os.getpid())
     process = subprocess.Popen(
-      [sys.executable, '-P', str(_SCRIPT), *args],
+      [sys.executable, '-P', str(_SCRIPT), paths]
+      + [','.join(sorted(built_in)), *numbers],
       pass_fds=[theirs.fileno()],
       stdin=subprocess.DEVNULL,
       stdout=subprocess.DEVNULL,
@@ -86,8 +88,7 @@ def start(nursery: Nursery, specs: Sequence[Spec], memory_gib: float) -> Worker:
   line, its_line = socket.socketpair()
   leash, its_leash = socket.socketpair()
   worker = Worker(line, leash, secrets.token_bytes(8), bytearray())
-  paths = [path or os.getcwd() for path in sys.path]
-  how = pickle.dumps((worker.key, int(memory_gib * 2**30), paths))
+  how = pickle.dumps((worker.key, int(memory_gib * 2**30)))
   try:
     with its_line, its_leash:
       fds = [its_line.fileno(), its_leash.fileno()]
@@ -102,7 +103,7 @@ def start(nursery: Nursery, specs: Sequence[Spec], memory_gib: float) -> Worker:
   except BaseException:
     stop(worker)
     raise
-  if status != worker_lib.SCORED:
+  if status != scorer.SCORED:
     stop(worker)
     raise ValueError(f'a reward cannot be loaded: {detail}')
   return worker
@@ -134,7 +135,7 @@ def receive(
   deadline = time.monotonic() + seconds
   while True:
     try:
-      result = worker_lib.unpack(worker.key, count, worker.unread)
+      result = scorer.unpack(worker.key, count, worker.unread)
     except ValueError as error:
       raise Lost(str(error)) from error
     if result is not None:

