@@ -174,7 +174,6 @@ def test_nothing_here_calls_back_to_the_host():
   assert not jaxpr.effects  # Debug prints.
 
 
-<<<<<<< HEAD
 def test_the_reasoning_is_between_the_think_tags_or_goes_to_the_end():
   cases = {
     'a<think>bc</think>d': 'bc',
@@ -195,7 +194,8 @@ def test_the_reasoning_is_between_the_think_tags_or_goes_to_the_end():
     cases, cases.values(), part_B2.tolist(), strict=True
   ):
     assert case[start:end] == part
-=======
+
+
 @pytest.mark.parametrize('vocabulary', [fragments, whole_tags])
 def test_the_last_of_many_tags_is_found_however_the_tokens_cut_it(vocabulary):
   vocabulary = vocabulary(3) + 30 * [b'</answer>', b'<think>']
@@ -212,4 +212,3 @@ def test_the_last_of_many_tags_is_found_however_the_tokens_cut_it(vocabulary):
     ends = [i + len(tag) * (tag in x) for i, x in zip(last, texts, strict=True)]
     np.testing.assert_array_equal(end_B, ends)
     assert np.sum(np.asarray(count_B) > 1) > 5
->>>>>>> lengthy
