@@ -19,7 +19,7 @@ def countdown(
   all_numbers: bool = True,
   equals: bool = False,
   partial: float = 0.0,
-  size: int = 128,
+  size: int = 64,
 ) -> jax.Array:
   """1 for an expression of the given numbers, once each, that is the target.
 
