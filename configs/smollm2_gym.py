@@ -33,12 +33,12 @@ def get_config(arg: str = '') -> ConfigDict:
   c.data.knobs.config = dict(
     min_terms=3, max_terms=3, min_digits=1, max_digits=1
   )
-  c.rollout.update(group_size=arg.group_size, max_tokens=48)
+  c.rollout.update(group_size=arg.group_size, max_tokens=40)
   c.reward = {'gym': 1.0, 'format': 0.1}
-  c.eval.update(right='gym', problems=128, samples=2, batch=64)
+  c.eval.update(right='gym', problems=96, samples=2, batch=96)
   c.optim.update(lr=2e-5, warmup=5)
   c.updates.update(microbatches=2, head_chunk=512)
-  c.steps = 60
+  c.steps = 40
   c.checkpoint.every = 10
 
   if arg.smoke:
