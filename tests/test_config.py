@@ -233,7 +233,7 @@ COMMANDS = {
     None,
     ['steps', 'many'],
   ),
-  'unknown reward': ('REWARD', [], None, ["'answr'", 'answer, format']),
+  'unknown reward': ('REWARD', [], None, ["'answr'", 'answer, countdown']),
   'group of one': (
     SMOKE,
     ['--config.rollout.group_size=1'],

@@ -94,6 +94,15 @@ def test_a_part_is_told_which_completions_another_one_found_right(files):
   assert total([GOOD, WRONG, SHAPELESS], parts) == [1, 1, -1]
 
 
+def test_what_asks_for_an_unscored_part_is_not_scored_either(files):
+  scores = test_rewards.score(
+    [GOOD, GOOD[:-1]],
+    missing={'where': len(GOOD), 'weight': 0.0},
+    praise={'right': 'missing', 'loud': 2.0},
+  )
+  np.testing.assert_array_equal(scores.parts['praise'], [[np.nan, -2.0]])
+
+
 def test_one_file_may_be_two_parts(files):
   parts = {
     'brevity': {'limit': 2},

@@ -4,17 +4,36 @@ import re
 
 import command
 
+from grpo_jax import config
+from grpo_jax.rewards import mix
+
 README = (command.ROOT / 'README.md').read_text()
+BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 
 
 def test_the_loop_runs_unjitted(tmp_path):
-  (code,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
-  code = code.replace('runs/loop', str(tmp_path / 'loop'))
+  loop, _ = BLOCKS
+  code = loop.replace('runs/loop', str(tmp_path / 'loop'))
   done = command.run('-c', code)
   assert done.returncode == 0, done.stderr
   assert (
     len(re.findall(r'^reward [\d.]+ length [\d.]+$', done.stdout, re.M)) == 2
   )
+
+
+def test_the_mix_of_rewards_is_one():
+  _, code = BLOCKS
+  c = config.default()
+  exec(code, {'c': c})
+  config.check(c)
+  assert len(c.reward) == 4
+
+
+def test_every_reward_and_dataset_that_readme_names_exists():
+  rows = re.findall(r'^\| (`.*?`) \|', README, re.MULTILINE)
+  names = [name for row in rows for name in re.findall(r'`(\w+)`', row)]
+  for name in mix.names():
+    assert name in names
 
 
 def test_every_file_that_readme_links_to_exists():

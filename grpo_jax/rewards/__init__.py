@@ -14,7 +14,8 @@ To add a part, write `rewards/<name>.py` with one public function of that name,
 and give it a weight. With weight 0 it is a metric and no more. Some keywords
 are not knobs but filled in, if the function has them:
 
-  right_PG      bool, where another part, which the knob `right` names, has 1
+  right_PG      bool, where another part, which the knob `right` names, has 1;
+                where that one is NaN, so will be the score
   reference_PN  int32, what the part's own `reference` says of each problem
   readers       name -> Reader, of the machines that its own `reads` returns
 
@@ -33,6 +34,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from grpo_jax import reader
 from grpo_jax import text as text_lib
@@ -75,13 +77,17 @@ def reward(
       scores[part.name] = hosted[part.name]
       continue
     given = dict(part.knobs)
-    if 'right_PG' in part.takes:
-      given['right_PG'] = scores[part.right] >= 1
     if 'reference_PN' in part.takes:
       given['reference_PN'] = prompts.references[part.name]
     if 'readers' in part.takes:
       given['readers'] = text.readers[part.name]
-    scores[part.name] = part.function(rollout, prompts, text, **given)
+    if 'right_PG' in part.takes:
+      given['right_PG'] = scores[part.right] >= 1
+    score_PG = part.function(rollout, prompts, text, **given)
+    if 'right_PG' in part.takes:  # Nobody knows whether an unscored one is.
+      unknown_PG = jnp.isnan(scores[part.right])
+      score_PG = jnp.where(unknown_PG, jnp.nan, score_PG)
+    scores[part.name] = score_PG
   scores = {name: scores[name] for name in mix}  # As they were declared.
   return Rewards(total_PG=mix_lib.total(scores, parts), parts=scores)
 

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 from grpo_jax.rewards.host import Spec
 from grpo_jax.rewards.host.function import BUILT_IN
 
+_PACKAGE = 'grpo_jax.rewards'
 _FILLED = ('right_PG', 'reference_PN', 'readers')
 _COMMON = ('clip', 'shift', 'scale', 'gate', 'open', 'right')
 _HOST = ('signature', 'seconds')
@@ -113,16 +114,23 @@ def total(scores: Mapping[str, jax.Array], parts: Sequence[Part]) -> jax.Array:
 
 def load(name: str):
   """The module of `rewards/<name>.py`; ValueError lists the known ones."""
-  package = importlib.import_module('grpo_jax.rewards')
-  known = []
-  for info in pkgutil.iter_modules(package.__path__):
-    module = importlib.import_module(f'{package.__name__}.{info.name}')
-    if callable(getattr(module, info.name, None)):
-      known.append(info.name)
+  known = names()
   if name not in known:
-    known += BUILT_IN
     raise ValueError(f'no reward {name!r}; there are {", ".join(known)}')
-  return importlib.import_module(f'{package.__name__}.{name}')
+  return importlib.import_module(f'{_PACKAGE}.{name}')
+
+
+def names() -> list[str]:
+  """All parts that there are, those of the device first."""
+  package = importlib.import_module(_PACKAGE)
+  found = [info.name for info in pkgutil.iter_modules(package.__path__)]
+  return [
+    name
+    for name in found
+    if callable(
+      getattr(importlib.import_module(f'{_PACKAGE}.{name}'), name, None)
+    )
+  ] + [*BUILT_IN]
 
 
 def _part(name: str, entry: float | Mapping[str, Any]) -> Part:
