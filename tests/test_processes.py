@@ -112,11 +112,22 @@ class Pair:
     assert self.codes(300) == [0, 0], self.errors(0) + self.errors(1)
 
 
-def train(workdir) -> Pair:
-  line = command.train('quickstart.py:smoke', workdir, *FLAGS)
+def train(workdir, config='quickstart.py:smoke', flags=(), env=None) -> Pair:
+  line = command.train(config, workdir, *FLAGS, *flags)
   others = '--coordinator {where} --processes 2 --process {number}'
   folder = workdir.with_name(f'{workdir.name}.said')
-  return Pair(folder, *line, *others.split())
+  return Pair(folder, *line, *others.split(), env=env)
+
+
+def train_alone(workdir, config='quickstart.py:smoke', flags=(), env=None):
+  """The same run as one process."""
+  line = command.train(config, workdir, *FLAGS, *flags)
+  with pytest.MonkeyPatch.context() as patch:
+    settings = ENV | {'JAX_NUM_CPU_DEVICES': '8'} | (env or {})
+    for name, value in settings.items():
+      patch.setenv(name, value)
+    done = command.run(*line)
+  assert done.returncode == 0, done.stderr
 
 
 def rows(workdir, name='metrics.jsonl'):
@@ -126,7 +137,7 @@ def rows(workdir, name='metrics.jsonl'):
 def numbers(workdir):
   """metrics.jsonl without the times, which differ from run to run."""
   return [
-    {k: v for k, v in row.items() if not k.startswith('time/')}
+    {k: v for k, v in row.items() if not k.startswith(('time/', 'host/'))}
     for row in rows(workdir)
   ]
 
@@ -175,12 +186,7 @@ def whole(tmp_path_factory):
 def alone(tmp_path_factory):
   """The same run as one process."""
   workdir = tmp_path_factory.mktemp('alone') / 'run'
-  line = command.train('quickstart.py:smoke', workdir, *FLAGS)
-  with pytest.MonkeyPatch.context() as patch:
-    for name, value in (ENV | {'JAX_NUM_CPU_DEVICES': '8'}).items():
-      patch.setenv(name, value)
-    done = command.run(*line)
-  assert done.returncode == 0, done.stderr
+  train_alone(workdir)
   return workdir
 
 
@@ -190,6 +196,21 @@ def test_two_processes_train_as_one_does(whole, alone):
   assert len(rl) == RL
   assert max(row['grad_norm'] for row in rl) > 0.05
   assert max(row['reward/mean'] for row in rl) > 0
+
+
+def test_two_processes_share_what_the_host_scores(tmp_path):
+  # 16 prompts in two pieces, of which each process scores a half.
+  settings = {
+    'config': '../tests/hosted.py:smoke',
+    'flags': ['--config.data.prompts=16', '--config.steps=2'],
+    'env': {'PYTHONPATH': str(command.ROOT / 'tests')},
+  }
+  train(tmp_path / 'two', **settings).end()
+  train_alone(tmp_path / 'one', **settings)
+  assert_close(tmp_path / 'one', tmp_path / 'two')
+  rl = rows(tmp_path / 'two')[PRETRAIN:]
+  assert all(row['reward/short'] < 0 == row['host/failed'] for row in rl)
+  assert all(row['reward/short_unscored'] == 0 for row in rl)
 
 
 def test_the_lead_alone_writes_logs_and_speaks(whole, alone):
