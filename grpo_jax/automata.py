@@ -76,6 +76,11 @@ def _strip(regex: str) -> str:
 
 def _parse(regex: str, name: str):
   """Transitions, accepting states, and the classes of code points."""
+  bare = re.sub(r'\\.|\[\^?\]?[^\]]*\]', 'x', regex)
+  if re.search(r'[*+?}]\+', bare):
+    raise ValueError(
+      f'regular expression {name!r}: possessive repetition is not implemented'
+    )
   try:
     re.compile(regex)  # interegular lets 'a**' pass.
     # interegular builds automata on the way that may have any number of states.
@@ -93,6 +98,10 @@ def _parse(regex: str, name: str):
     ) from None
   except (interegular.InvalidSyntax, re.error):
     raise ValueError(f'{name!r} is no regular expression') from None
+  except AttributeError:  # A comment, say.
+    raise ValueError(
+      f'regular expression {name!r} has what no automaton can do'
+    ) from None
   except _TooMany:
     raise ValueError(
       f'regular expression {name!r} needs more than {_MAX_CRAWLED} states: '

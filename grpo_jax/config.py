@@ -24,7 +24,8 @@ def default() -> ConfigDict:
   c = ConfigDict(type_safe=True)
   c.seed = 0  # Of parameters, data order and sampling.
   c.steps = 100  # RL iterations: rollout, reward, update.
-  c.fuse = True  # One program an iteration; False times its three parts.
+  c.fuse = True  # One program an iteration; False times its three parts. Host
+  # rewards stand between programs in any case.
 
   c.model = ConfigDict()
   c.model.name = 'llama'  # models/<name>.py
@@ -218,6 +219,9 @@ def check(c: ConfigDict) -> None:
   for part in parts:
     if part.host:
       host.check(part.host)
+    for look in (part.tags, part.reads):
+      if look:
+        look(**part.knobs)  # Raises for a knob that cannot be.
   if not any(part.weight for part in parts):
     raise ValueError(f'reward={c.reward.to_dict()}: no part has a weight')
   for section in _CHOICES:

@@ -7,10 +7,12 @@ from its last checkpoint. README says what it leaves there.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
+import math
 import time
 from typing import Any
 
@@ -70,7 +72,7 @@ def fit(
     progress.say(
       f'{jax.process_count()} processes, {jax.device_count()} devices'
     )
-  with process.stop_on_signal() as stop:
+  with contextlib.ExitStack() as stack, process.stop_on_signal() as stop:
     run = build.build(config, workdir)
     if (run.workdir / 'summary.json').exists():
       progress.say(f'{run.workdir} holds a finished run: nothing is left to do')
@@ -78,6 +80,7 @@ def fit(
     with jax.set_mesh(run.mesh):
       with progress.doing('compile'):
         steps = train.compile_steps(run)
+        stack.callback(steps.close)
         process.wait('compiled')  # A collective would not wait as long.
       _check_best(run, steps.metrics)
       manager = checkpoint.open_manager(
@@ -101,7 +104,6 @@ def fit(
         return summary
       finally:
         writer.close()
-        steps.close()
 
 
 def resume(run: build.Run, manager: ocp.CheckpointManager) -> TrainState:
@@ -239,7 +241,7 @@ def _completions(run, step: int, rollout: Rollout, rewards: Rewards):
   for p, example in enumerate(examples[: c.log.prompts]):
     for g in range(c.rollout.group_size):
       length = rollout.lengths_PG[p, g]
-      parts = {k: float(v[p, g]) for k, v in rewards.parts.items()}
+      parts = {k: _or_none(v[p, g]) for k, v in rewards.parts.items()}
       yield {
         'step': step,
         'prompt': example.prompt,
@@ -248,10 +250,15 @@ def _completions(run, step: int, rollout: Rollout, rewards: Rewards):
         'text': run.tokenizer.decode(rollout.tokens_PGT[p, g, :length]),
         'length': int(length),
         'ended': bool(rollout.ended_PG[p, g]),
-        'reward': float(rewards.total_PG[p, g]),
+        'reward': _or_none(rewards.total_PG[p, g]),
         'reward_parts': parts,
         'advantage': float(advantages_PG[p, g]),
       }
+
+
+def _or_none(score) -> float | None:
+  """JSON has no NaN."""
+  return None if math.isnan(score) else float(score)
 
 
 def _evaluate(s: Session, name: str, state: TrainState) -> None:

@@ -1,4 +1,4 @@
-"""What a run will look like, from the first batch of the model it starts from.
+"""What a run will look like, from one batch of the model as it is.
 
   preflight(config, workdir) -> Findings, printed as tables and in words
 
@@ -70,12 +70,12 @@ def preflight(config: ConfigDict, workdir: str | None = None) -> Findings:
         state = fit.resume(run, manager)
         manager.close()
       with progress.doing('compile and sample'):
-        news = train.first_batch(run, state.params)
+        news = train.next_batch(run, state)
         rollout, rewards = sharding.to_host((news.rollout, news.rewards))
         news = news._replace(rollout=rollout, rewards=rewards)
     found = measure(run, int(state.step), news)
     _show(found)
-    _examples(run, news)
+    _examples(run, news, max(0, found.step - config.pretrain.steps))
     for line in warnings(found) or ['Nothing here speaks against the run.']:
       progress.say(f'- {line}')
   return found
@@ -232,10 +232,10 @@ def _bars(scores: np.ndarray) -> str:
   return ''.join(steps[height] for height in heights)
 
 
-def _examples(run: build.Run, news: train.News, count: int = 2) -> None:
+def _examples(run: build.Run, news: train.News, step: int) -> None:
   """The best and the worst completion, of two prompts, as the model wrote."""
   rolled, total_PG = news.rollout, news.rewards.total_PG
-  for p, example in enumerate(build.train_examples(run, 0)[:count]):
+  for p, example in enumerate(build.train_examples(run, step)[:2]):
     score_G = np.nan_to_num(total_PG[p], nan=-np.inf)
     g = int(score_G.argmax() if p == 0 else score_G.argmin())
     length = rolled.lengths_PG[p, g]

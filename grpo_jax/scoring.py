@@ -1,7 +1,7 @@
 """Host rewards: what happens between two compiled halves of an iteration.
 
 A batch is sampled in pieces: while workers score one (rewards/host), the device
-samples the next. Each process scores its own share of the prompts.
+samples the next. Each process scores the prompts that its devices hold.
 
 Dimension key: P prompts of a piece, or of all pieces; G completions of each.
 """
@@ -9,6 +9,7 @@ Dimension key: P prompts of a piece, or of all pieces; G completions of each.
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
+import json
 import os
 import time
 
@@ -17,10 +18,22 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import numpy as np
 
-from grpo_jax import build, config, sharding
+from grpo_jax import build, config
 from grpo_jax.datasets import Example
 from grpo_jax.rewards import host, mix
 from grpo_jax.types import Prompts, Rewards, Rollout
+
+KINDS = ('raised', 'nan', 'hung', 'died')  # Of failures; see rewards/host.
+
+
+@dataclasses.dataclass(frozen=True)
+class Pending:
+  """A piece of a batch whose completions are with the workers."""
+
+  shape: tuple[int, int]  # P, G.
+  rows: np.ndarray  # The prompts that this process scores.
+  future: concurrent.futures.Future
+  begun: float  # time.perf_counter()
 
 
 def specs(c: ConfigDict) -> list[host.Spec]:
@@ -37,7 +50,8 @@ def open_pool(run: build.Run) -> host.Pool | None:
   wanted = specs(run.config)
   if not wanted:
     return None
-  return host.Pool(wanted, run.config.host.workers or os.cpu_count())
+  workers = run.config.host.workers or len(os.sched_getaffinity(0))
+  return host.Pool(wanted, workers)
 
 
 def cut(prompts: Prompts, pieces: int) -> list[Prompts]:
@@ -76,10 +90,12 @@ def through_host(
     examples: those of all pieces; rows beyond the last are padding.
 
   Returns:
-    completions, rewards, what this process could not score, and the clock:
+    completions, rewards, what could not be scored, and the clock:
     `time/rollout` until the last piece was sampled, `time/reward` from then
     on; `host/seconds` from the first submission to the last score, and
-    `host/hidden`, the share of it in which the device sampled.
+    `host/hidden`, the share of it in which the device sampled. `host/hung`
+    and the like count the failures of each kind; a run that goes on repeats
+    what it would have done if no deadline was hit.
   """
   begun = time.perf_counter()
   rolled = [roll(piece) for piece in pieces]  # The device has no pause.
@@ -92,40 +108,27 @@ def through_host(
   scores, failures = _collect(pending)
   answered = time.perf_counter()
   rollout, rewards = jax.block_until_ready(score(tuple(rolled), scores))
+  spent = answered - pending[0].begun
   numbers = {
     'time/rollout': sampled - begun,
     'time/reward': time.perf_counter() - sampled,
-    'host/seconds': answered - pending[0].begun,
-    'host/hidden': (
-      (sampled - pending[0].begun) / (answered - pending[0].begun)
-    ),
-    'host/failed': float(len(failures)),
+    'host/seconds': spent,
+    'host/hidden': (sampled - pending[0].begun) / spent,
   }
   if jax.process_count() > 1:
-    gathered = multihost_utils.process_allgather(numbers)
-    numbers = {name: x.mean() for name, x in gathered.items()}
-    numbers['host/failed'] = gathered['host/failed'].sum()
+    numbers, failures = _share(numbers, failures)
+  for kind in KINDS:
+    count = sum(failure.kind == kind for failure in failures)
+    numbers[f'host/{kind}'] = float(count)
   return rollout, rewards, failures, numbers
 
 
-@dataclasses.dataclass(frozen=True)
-class Pending:
-  """A piece of a batch whose completions are with the workers."""
-
-  shape: tuple[int, int]  # P, G.
-  rows: np.ndarray  # The prompts that this process scores.
-  future: concurrent.futures.Future
-  begun: float  # time.perf_counter()
-
-
 def _submit(pool, run, rolled, examples) -> Pending:
-  """Waits for the completions of a piece and hands them over."""
-  tokens_PGT, lengths_PG = sharding.to_host(
-    (rolled.tokens_PGT, rolled.lengths_PG)
-  )
-  P, G = lengths_PG.shape
-  shares = np.array_split(np.arange(len(examples)), jax.process_count())
-  rows = shares[jax.process_index()]
+  """Waits for this process's completions of a piece and hands them over."""
+  rows, tokens_PGT = _own(rolled.tokens_PGT)
+  _, lengths_PG = _own(rolled.lengths_PG)
+  kept = rows < len(examples)  # Others are padding.
+  rows = rows[kept]
   completions = [
     host.Completion(
       text=run.tokenizer.decode(ids),
@@ -135,12 +138,30 @@ def _submit(pool, run, rolled, examples) -> Pending:
       source=example.columns.get('source', run.config.data.name),
       token_ids=tuple(ids),
     )
-    for p in rows
+    for p, tokens_GT, lengths_G in zip(
+      rows, tokens_PGT[kept], lengths_PG[kept], strict=True
+    )
     for example in [examples[p]]
-    for ids in map(_written, tokens_PGT[p], lengths_PG[p])
+    for ids in map(_written, tokens_GT, lengths_G)
   ]
   begun = time.perf_counter()
+  P, G = rolled.lengths_PG.shape
   return Pending((P, G), rows, pool.submit(completions, group_size=G), begun)
+
+
+def _own(x: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+  """Rows that this process holds, each held by one process, and their numbers.
+
+  No collective: that would wait in line behind the next piece's rollout.
+  """
+  shards = [shard for shard in x.addressable_shards if shard.replica_id == 0]
+  rows = [np.arange(len(x))[shard.index[0]] for shard in shards]
+  if not rows:
+    return np.zeros(0, int), np.zeros((0, *x.shape[1:]), x.dtype)
+  rows = np.concatenate(rows)
+  values = np.concatenate([np.asarray(shard.data) for shard in shards])
+  order = np.argsort(rows)
+  return rows[order], values[order]
 
 
 def _written(tokens_T, length) -> list[int]:
@@ -162,3 +183,18 @@ def _collect(pieces: Sequence[Pending]):
     gathered = multihost_utils.process_allgather(scores)
     scores = {name: x.sum(axis=0) for name, x in gathered.items()}
   return scores, failures
+
+
+def _share(numbers, failures):
+  """The mean of all processes' clocks, and the failures of all of them."""
+  told = json.dumps([dataclasses.asdict(failure) for failure in failures])
+  told = np.frombuffer(told.encode(), np.uint8)
+  clocks, sizes = multihost_utils.process_allgather((numbers, len(told)))
+  padded = np.pad(told, (0, int(sizes.max()) - len(told)))
+  everything = multihost_utils.process_allgather(padded)
+  failures = [
+    host.Failure(**fields)
+    for row, size in zip(everything, sizes, strict=True)
+    for fields in json.loads(row[: int(size)].tobytes())
+  ]
+  return {name: float(x.mean()) for name, x in clocks.items()}, failures

@@ -7,7 +7,7 @@ a decode loop would gather them again for every token. Changing parallelism
 means changing a table here, or `c.mesh`; no model or algorithm knows of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
 
 import jax
@@ -116,6 +116,25 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   if mesh.empty:
     return x
   return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, TRAIN, mesh))
+
+
+def by_rows(function: Callable) -> Callable:
+  """Each device calls function(rows, whole) for rows of its own.
+
+  `rows` and what comes back are trees of arrays whose first dimension is cut
+  over the data axes; `whole` is the same everywhere. For what is independent
+  between rows: a loop that runs until all rows are done would else ask all
+  devices at every turn. Without a mesh it is the function itself.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return function
+  rows = PartitionSpec(TRAIN['batch'])
+  return jax.shard_map(
+    function,
+    in_specs=(rows, PartitionSpec()),
+    out_specs=rows,
+    check_vma=False,  # It would want every carry of a loop to be told of.
+  )
 
 
 def put(tree, shardings):

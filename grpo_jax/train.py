@@ -19,7 +19,7 @@ import numpy as np
 
 from grpo_jax import build, models, scoring, sharding, weights
 from grpo_jax.rewards import host
-from grpo_jax.types import Params, Rewards, Rollout, TrainState
+from grpo_jax.types import Rewards, Rollout, TrainState
 
 
 class Program(NamedTuple):
@@ -41,7 +41,7 @@ class News(NamedTuple):
   rollout: Rollout
   rewards: Rewards
   metrics: dict[str, Any]
-  failures: Sequence[host.Failure] = ()  # Of host rewards, in this process.
+  failures: Sequence[host.Failure] = ()  # Of host rewards.
 
 
 class Steps(NamedTuple):
@@ -128,7 +128,12 @@ def compile_steps(run: build.Run) -> Steps:
   else:
     names = ['rollout', 'reward', 'update', 'sample']
   names += ['start_rl', *(['pretrain'] if run.documents is not None else [])]
-  p = compile_programs(run, names)
+  try:
+    p = compile_programs(run, names)
+  except BaseException:
+    if pool:
+      pool.close()
+    raise
   whole = sharding.replicated(run.mesh)
   rows = sharding.batch_sharding(run.mesh)
   make_key = jax.jit(jax.random.key, out_shardings=whole)
@@ -225,12 +230,15 @@ def _through_host(run, pool, p, text, params, prompts, key, examples, name=''):
   return scoring.through_host(run, pool, roll, score, pieces, examples)
 
 
-def first_batch(run: build.Run, params: Params) -> News:
-  """What the first step would sample and how it scores; nothing is learnt."""
+def next_batch(run: build.Run, state: TrainState) -> News:
+  """What the next RL step samples, and how it scores; nothing is learnt."""
   whole = sharding.replicated(run.mesh)
   text = sharding.put(run.text, whole)
   key = jax.jit(jax.random.key, out_shardings=whole)(run.config.seed)
-  examples = build.train_examples(run, 0)
+  key = jax.device_put(jax.random.fold_in(key, state.step), whole)
+  done = max(0, int(state.step) - run.config.pretrain.steps)
+  examples = build.train_examples(run, done)
+  params = state.params
   prompts = run.encode(examples)
   pool = scoring.open_pool(run)
   try:

@@ -34,9 +34,11 @@ def build_run(
   workdir: pathlib.Path,
   dtype: str = 'float32',
   devices: list[jax.Device] | None = None,
+  reward: dict | None = None,
 ) -> build.Run:
   """A small run with everything in it that cuts batches or holds weights."""
   c = config.default()
+  c.reward = reward or c.reward
   c.mesh.update(dict.fromkeys(sharding.AXES, 1) | sizes)
   c.model.dtype = dtype
   c.data.update(prompts=P, knobs={'problems': 500})

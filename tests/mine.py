@@ -18,8 +18,8 @@ def fragile(completion):
   return None if kind == 2 else 1.0
 
 
-def slow(completion, seconds=0.05):
-  time.sleep(seconds)
+def slow(completion, delay=0.05):
+  time.sleep(delay)
   return float(len(completion.text))
 
 

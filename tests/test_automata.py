@@ -46,6 +46,7 @@ WHOLE = {
     r'(a|b_)*\s?',
     r'\W*\w+\W*',
     r'a\$',
+    r'[*+]+a|\++',
     r'.{2,5}',
     '(?i:WAIT)[^\u4e2d]*',
     '',
@@ -158,6 +159,9 @@ def test_a_list_of_too_many_words_is_refused():
     (r'(a|b)*a(a|b){8}', 'more than 256'),
     ('(', 'is no regular expression'),
     ('a**', 'is no regular expression'),
+    ('a++a', 'possessive repetition'),
+    (r'[x]*+', 'possessive repetition'),
+    ('a(?#c)b', 'has what no automaton can do'),
   ],
 )
 def test_what_no_automaton_can_do_is_refused_by_name(regex, words):

@@ -145,3 +145,16 @@ def test_rows_of_the_batch_that_are_gathered_are_found(tmp_path, monkeypatch):
   text = hlo.compile_program(run, 'update').as_text()
   moved = hlo.rows_that_move(text, run)
   assert 'all-gather' in [sent.kind for sent in moved]
+
+
+def test_no_device_waits_for_others_while_it_scores(tmp_path):
+  """Exact numbers and n-grams are loops that end when all rows are done."""
+  reward = {
+    'answer': {'compare': 'number'},
+    'repetition': 0.1,
+    'length_kimi': 0.1,
+  }
+  run = hlo.build_run(FSDP, tmp_path, reward=reward)
+  text = hlo.compile_program(run, 'reward').as_text()
+  assert ' while(' in text
+  assert not hlo.collectives(text, run.mesh)

@@ -5,6 +5,7 @@ import json
 import pytest
 import reasoning_gym
 
+from grpo_jax.datasets import gym as gym_data
 from grpo_jax.rewards import host
 from grpo_jax.rewards.host import gym
 
@@ -27,6 +28,19 @@ def test_scores_are_those_of_the_task_although_the_entry_was_json(task):
       assert score(text, task, written) == expected
       assert score(text, task, json.loads(written)) == expected
     assert dataset.score_answer(entry['answer'], entry) == 1
+
+
+def test_a_scorer_that_looks_at_the_difficulty_is_told_it():
+  config = {'min_word_length': 5, 'max_word_length': 5}
+  example = next(gym_data.examples('word_ladder', 1, 0, config))
+  right = host.Completion(
+    f'<answer>{example.answer}</answer>', columns=example.columns
+  )
+  assert gym.gym(right) == 1
+  with pytest.raises(KeyError):  # That of another difficulty has no such words.
+    gym.gym(
+      host.Completion(right.text, columns=example.columns | {'config': {}})
+    )
 
 
 def test_the_last_pair_of_tags_holds_the_answer():

@@ -149,6 +149,10 @@ def test_each_part_reads_with_machines_of_its_own():
     ({'praise': {'right_PG': 1}, 'answer': 1}, 'reward.praise.right_PG: '),
     ({'format': {'clip': (1, 0)}}, 'reward.format.clip=(1, 0) must be (low,'),
     ({'format': {'clip': (1,)}}, 'reward.format.clip=(1,) must be (low, high)'),
+    ({'format': {'clip': 1.0}}, 'reward.format.clip=1.0 must be (low, high)'),
+    ({'format': {'gate': ['a']}}, "reward.format.gate=['a'] must be a name"),
+    ({'format': {'scale': 'x'}}, "reward.format.scale='x' must be a number"),
+    ({'format': math.nan}, 'reward.format.weight=nan must be a number'),
     (
       {'format': {'gate': 'answer'}},
       "reward.format.gate='answer' is not another of the parts format",

@@ -209,7 +209,7 @@ def test_two_processes_share_what_the_host_scores(tmp_path):
   train_alone(tmp_path / 'one', **settings)
   assert_close(tmp_path / 'one', tmp_path / 'two')
   rl = rows(tmp_path / 'two')[PRETRAIN:]
-  assert all(row['reward/short'] < 0 == row['host/failed'] for row in rl)
+  assert all(row['reward/short'] < 0 == row['host/hung'] for row in rl)
   assert all(row['reward/short_unscored'] == 0 for row in rl)
 
 

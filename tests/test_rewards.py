@@ -12,7 +12,7 @@ import pytest
 from grpo_jax import rewards, text, types
 from grpo_jax.rewards import mix
 
-ANSWERS = [b'7', b'42', b'-3', '√2'.encode(), b'a b', b'']
+ANSWERS = [b'7', b'42', b'-3', '√2'.encode(), b'a b']
 C = 6
 FORMAT = re.compile(
   rb'\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*', re.DOTALL
@@ -195,6 +195,12 @@ def test_a_completion_that_was_cut_off_has_no_format():
   good = list(b'<think>x</think><answer>7</answer>')
   scores = score([good], ended=False)
   assert scores.parts['answer'] == 1 and scores.parts['format'] == 0
+
+
+def test_a_problem_without_a_reference_has_no_answer_to_score():
+  empty = list(b'<answer></answer>')
+  parts = score([empty], b'').parts
+  assert np.isnan(parts['answer']) and parts['format'] == 0
 
 
 def test_a_reward_without_weight_is_only_a_metric():

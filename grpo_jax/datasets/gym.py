@@ -5,7 +5,8 @@
   c.data.knobs = {'task': 'chain_sum', 'config': {'max_terms': 4}}
 
 `config` holds the difficulty knobs of that task. The columns have what its own
-scorer wants: score_answer(answer, entry(columns)). A few tasks accept many
+scorer wants: the task made with that config, score_answer(answer,
+entry(columns)). A few tasks accept many
 answers and name none; then `answer` is ''. Five draw from Python's sets, whose
 order differs between processes (isomorphic_strings, knight_swap,
 polynomial_multiplication, ransom_note, word_ladder): what a run has stored
@@ -37,7 +38,7 @@ def examples(
     yield Example(
       prompt=item['question'],
       answer='' if item['answer'] is None else str(item['answer']),
-      columns={'task': task, 'entry': item},
+      columns={'task': task, 'config': config or {}, 'entry': item},
     )
 
 

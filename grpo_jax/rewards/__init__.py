@@ -11,7 +11,8 @@ To add a part, write `rewards/<name>.py` with one public function of that name,
 
   def <name>(rollout, prompts, text, *, knob=default, ...) -> score_PG
 
-and give it a weight. With weight 0 it is a metric and no more. Some keywords
+and give it a weight. With weight 0 it is a metric and no more. It sees whole
+groups, but not all prompts of a step: each device scores its own. Some keywords
 are not knobs but filled in, if the function has them:
 
   right_PG      bool, where another part, which the knob `right` names, has 1;
@@ -36,7 +37,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import reader
+from grpo_jax import reader, sharding
 from grpo_jax import text as text_lib
 from grpo_jax.datasets import Example
 from grpo_jax.rewards import mix as mix_lib
@@ -67,29 +68,40 @@ def reward(
       the host has to score first.
   """
   parts = mix_lib.parse(mix)
-  scores = {}
   for part in parts:
-    if part.host:
-      if part.name not in hosted:
-        raise ValueError(
-          f'reward {part.name!r} is scored on the host; see scoring.py'
-        )
-      scores[part.name] = hosted[part.name]
-      continue
-    given = dict(part.knobs)
-    if 'reference_PN' in part.takes:
-      given['reference_PN'] = prompts.references[part.name]
-    if 'readers' in part.takes:
-      given['readers'] = text.readers[part.name]
-    if 'right_PG' in part.takes:
-      given['right_PG'] = scores[part.right] >= 1
-    score_PG = part.function(rollout, prompts, text, **given)
-    if 'right_PG' in part.takes:  # Nobody knows whether an unscored one is.
-      unknown_PG = jnp.isnan(scores[part.right])
-      score_PG = jnp.where(unknown_PG, jnp.nan, score_PG)
-    scores[part.name] = score_PG
-  scores = {name: scores[name] for name in mix}  # As they were declared.
-  return Rewards(total_PG=mix_lib.total(scores, parts), parts=scores)
+    if part.host and part.name not in hosted:
+      raise ValueError(
+        f'reward {part.name!r} is scored on the host; see scoring.py'
+      )
+
+  def score(rows, text):
+    rollout, prompts, scores = rows
+    scores = dict(scores)
+    for part in parts:
+      if not part.host:
+        scores[part.name] = _score(part, rollout, prompts, text, scores)
+    scores = {name: scores[name] for name in mix}  # As they were declared.
+    return Rewards(total_PG=mix_lib.total(scores, parts), parts=scores)
+
+  hosted = {part.name: hosted[part.name] for part in parts if part.host}
+  return sharding.by_rows(score)((rollout, prompts, hosted), text)
+
+
+def _score(part, rollout, prompts, text, scores) -> jax.Array:
+  """Calls the function of a part with what it asks for."""
+  given = dict(part.knobs)
+  if 'reference_PN' in part.takes:
+    given['reference_PN'] = prompts.references[part.name]
+  if 'readers' in part.takes:
+    given['readers'] = text.readers[part.name]
+  if 'right_PG' not in part.takes:
+    return part.function(rollout, prompts, text, **given)
+  right_PG = scores[part.right]
+  score_PG = part.function(
+    rollout, prompts, text, right_PG=right_PG >= 1, **given
+  )
+  # Nobody knows whether an unscored one is right.
+  return jnp.where(jnp.isnan(right_PG), jnp.nan, score_PG)
 
 
 def token_text(token_bytes: Sequence[bytes], mix: Mix) -> TokenText:

@@ -19,7 +19,7 @@ def answer(
   compare: str = 'bytes',
   size: int = 64,
 ) -> jax.Array:
-  """1 for the reference answer, 0 for another one or none.
+  """1 for the reference answer, 0 for another or none; NaN without reference.
 
   `where` it stands:
     tags   in exactly one <tag>...</tag>; with `last`, in the last one
@@ -62,7 +62,10 @@ def answer(
     )
     equal_B |= values.same(values.number(bytes_BC), number)
   score_B = (span.found_B & equal_B).astype(jnp.float32)
-  score_B = jnp.where(span.found_B & unknown_B, jnp.nan, score_B)
+  unknown_B &= span.found_B
+  # A problem without a reference takes many answers; others may judge it.
+  unknown_B |= jnp.repeat(jnp.all(reference_PC == 0, axis=1), G)
+  score_B = jnp.where(unknown_B, jnp.nan, score_B)
   return score_B.reshape(P, G)
 
 

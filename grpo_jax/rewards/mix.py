@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
 import inspect
+import math
 import pkgutil
 from typing import Any
 
@@ -138,9 +139,16 @@ def _part(name: str, entry: float | Mapping[str, Any]) -> Part:
   file = knobs.pop('file', name)
   common = {key: knobs.pop(key) for key in _COMMON if key in knobs}
   common |= {'name': name, 'weight': knobs.pop('weight', 1.0)}
+  for key in ('weight', 'shift', 'scale', 'open'):
+    value = common.get(key, 0.0)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+      raise ValueError(f'reward.{name}.{key}={value!r} must be a number')
+  for key in ('gate', 'right'):
+    if not isinstance(common.get(key, ''), str):
+      raise ValueError(f'reward.{name}.{key}={common[key]!r} must be a name')
   clip = common.get('clip')
-  if clip is not None and (len(clip) != 2 or not clip[0] <= clip[1]):
-    raise ValueError(f'reward.{name}.clip={clip} must be (low, high)')
+  if clip is not None and not _is_range(clip):
+    raise ValueError(f'reward.{name}.clip={clip!r} must be (low, high)')
   if 'function' in knobs or file in BUILT_IN:
     function = knobs.pop('function', file)
     how = {key: knobs.pop(key) for key in _HOST if key in knobs}
@@ -169,3 +177,11 @@ def _part(name: str, entry: float | Mapping[str, Any]) -> Part:
     reads=getattr(module, 'reads', None),
     reference=getattr(module, 'reference', None),
   )
+
+
+def _is_range(clip: Any) -> bool:
+  try:
+    low, high = clip
+    return low <= high
+  except (TypeError, ValueError):
+    return False
