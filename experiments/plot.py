@@ -16,12 +16,12 @@ import matplotlib.figure
 import matplotlib.pyplot as plt
 import numpy as np
 
-_PANELS = {
-  'reward/mean': 'mean reward',
-  'reward/answer': 'share of right answers',
-  'reward/format': 'share that reasons in tags',
-  'rollout/length': 'length (tokens)',
-}
+_TITLES = (
+  'mean reward',
+  'share of right answers',
+  'share that reasons in tags',
+  'length (tokens)',
+)
 _WINDOW = 10  # Steps of the running mean.
 
 
@@ -37,21 +37,28 @@ def main():
 def draw(runs: Sequence[str | os.PathLike]) -> matplotlib.figure.Figure:
   """The curves of the runs in these workdirs, one panel a quantity."""
   figure, axes = plt.subplots(
-    1, len(_PANELS), figsize=(12, 3), layout='constrained'
+    1, len(_TITLES), figsize=(12, 3), layout='constrained'
   )
   for run in map(pathlib.Path, runs):
     lines = (run / 'metrics.jsonl').read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     rows = [row for row in rows if 'reward/mean' in row]
     steps = np.arange(1, len(rows) + 1)
-    for axis, name in zip(axes, _PANELS, strict=True):
+    asked = json.loads((run / 'config.json').read_text())['eval']
+    names = (
+      'reward/mean',
+      f'reward/{asked["right"]}',
+      f'reward/{asked["reasoned"]}',
+      'rollout/length',
+    )
+    for axis, name in zip(axes, names, strict=True):
       values = np.array([row[name] for row in rows])
       (line,) = axis.plot(steps, values, alpha=0.3, linewidth=0.8)
       kernel = np.ones(min(_WINDOW, len(values)))
       counts = np.convolve(np.ones_like(values), kernel, 'same')
       smooth = np.convolve(values, kernel, 'same') / counts
       axis.plot(steps, smooth, color=line.get_color(), label=run.name)
-  for axis, title in zip(axes, _PANELS.values(), strict=True):
+  for axis, title in zip(axes, _TITLES, strict=True):
     axis.set(title=title, xlabel='RL step')
     axis.grid(alpha=0.3)
   axes[0].legend()

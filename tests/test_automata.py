@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 import pytest
 
-from grpo_jax import automata
-from grpo_jax import words as words_lib
+from grpo_jax.text import automata
+from grpo_jax.text import words as words_lib
 
 PIECES = ['<think>', '</think>', '<answer>', '</answer>', '\n', ' ', 'Step 1:']
 PIECES += ['\n-', 'First,', 'wait', 'Wait', 'let me', ' check', 'a', 'b', '_']

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import texts
 
-from grpo_jax import expressions
+from grpo_jax.text import expressions
 
 C = 64
 LIMIT = 2**30

@@ -7,8 +7,8 @@ import random
 import jax
 import numpy as np
 
-from grpo_jax import rationals
-from grpo_jax.rationals import LIMIT, Ratio
+from grpo_jax.text import rationals
+from grpo_jax.text.rationals import LIMIT, Ratio
 
 
 def some_fractions(seed, size=20000):

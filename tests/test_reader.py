@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import test_rewards
 
-from grpo_jax import automata, reader, text
+from grpo_jax import text
+from grpo_jax.text import automata, reader
 
 PATTERNS = {
   'whole': (r'<think>.*?</think>\s*<answer>.*</answer>', False),

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from grpo_jax import rewards
-from grpo_jax import words as words_lib
 from grpo_jax.datasets import Example, quadratics
 from grpo_jax.rewards import language, operations, reflection
+from grpo_jax.text import words as words_lib
 
 B, T = 1024, 192
 LISTED = ('the', "don't", 'don', 'été', 'well-known', 'да', '中')

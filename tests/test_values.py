@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import texts
 
-from grpo_jax import symbols, values
+from grpo_jax.text import symbols, values
 
 C = 48
 LIMIT = 2**30

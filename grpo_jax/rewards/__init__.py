@@ -1,7 +1,7 @@
 """The reward: a declared mix of parts, one file each.
 
 A part is a pure function from token ids to scores, so that it compiles together
-with the rollout; text.py and reader.py have what it needs to read a completion.
+with the rollout; grpo_jax/text has what it needs to read a completion.
 NaN is its way to say 'I cannot score this one'. The config names the parts, and
 gives each a weight, or a weight and more (mix.py):
 
@@ -23,7 +23,7 @@ are not knobs but filled in, if the function has them:
 with, in the same file and with the same knobs,
 
   def reference(example, tokenizer, *, ...) -> ints, padded with -1
-  def reads(*, ...) -> {name: Machine}          see automata.py
+  def reads(*, ...) -> {name: Machine}          see text/automata.py
   def tags(*, ...) -> literals that text.find is to know besides text.TAGS
 
 What cannot compile (symbolic maths, code, any Python) is a host reward: see
@@ -37,11 +37,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import reader, sharding
+from grpo_jax import sharding
 from grpo_jax import text as text_lib
 from grpo_jax.datasets import Example
 from grpo_jax.rewards import mix as mix_lib
-from grpo_jax.text import TokenText
+from grpo_jax.text import TokenText, reader
 from grpo_jax.types import Prompts, Rewards, Rollout
 
 Mix = Mapping[str, float | Mapping[str, Any]]

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import spans, values
 from grpo_jax import text as text_lib
+from grpo_jax.text import spans, values
 from grpo_jax.types import Prompts, Rollout
 
 

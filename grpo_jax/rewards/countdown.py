@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import expressions, spans, values
 from grpo_jax import text as text_lib
+from grpo_jax.text import expressions, spans, values
 from grpo_jax.types import Prompts, Rollout
 
 
@@ -24,10 +24,10 @@ def countdown(
   """1 for an expression of the given numbers, once each, that is the target.
 
   It is the text of the only <tag>...</tag>, or with `last` of the last pair,
-  and as expressions.py says. Without `all_numbers` some may be left out. With
-  `equals`, '= target' may follow. What is an expression and no more gets
-  `partial`. More than `size` bytes, and what is too deep or large to be exact
-  but has the right numbers, cannot be scored.
+  and what text/expressions.py takes. Without `all_numbers` some may be left
+  out. With `equals`, '= target' may follow. What is an expression and no more
+  gets `partial`. More than `size` bytes, and what is too deep or large to be
+  exact but has the right numbers, cannot be scored.
 
   TinyZero's reward with `last` and partial=0.1, exact where that one evaluates
   Python (2**3, 7//2) in floats and takes any text in the tags for an equation.

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import reader, utf8
 from grpo_jax import text as text_lib
-from grpo_jax import words as words_lib
+from grpo_jax.text import reader, utf8
+from grpo_jax.text import words as words_lib
 from grpo_jax.types import Prompts, Rollout
 
 

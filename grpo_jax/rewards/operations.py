@@ -6,9 +6,9 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import automata, reader
 from grpo_jax import text as text_lib
 from grpo_jax.datasets import Example
+from grpo_jax.text import automata, reader
 from grpo_jax.types import Prompts, Rollout
 
 # Name of an operation -> a regular expression of the ways to write it.

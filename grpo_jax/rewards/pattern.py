@@ -12,8 +12,8 @@ In a config, `c.reward = {'pattern': {'regex': pattern.OPEN_R1}}`.
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import automata, reader
 from grpo_jax import text as text_lib
+from grpo_jax.text import automata, reader
 from grpo_jax.types import Prompts, Rollout
 
 # ^<think>(?!.*<think>)(.*?)</think>.*$
@@ -32,7 +32,7 @@ def pattern(
 ) -> jax.Array:
   """1 where the regular expression matches the whole completion, else 0.
 
-  automata.py says what it may have in it. Unlike in the part `format`, it does
+  text/automata.py says what it may have in it. Unlike in `format`, it does
   not matter whether the completion came to its end or was cut off.
   """
   del prompts, regex

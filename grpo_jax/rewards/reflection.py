@@ -6,8 +6,8 @@ import re
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import automata, reader
 from grpo_jax import text as text_lib
+from grpo_jax.text import automata, reader
 from grpo_jax.types import Prompts, Rollout
 
 PHRASES = (

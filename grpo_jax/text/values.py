@@ -25,8 +25,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax import rationals, symbols
-from grpo_jax.rationals import Ratio
+from grpo_jax.text import rationals, symbols
+from grpo_jax.text.rationals import Ratio
 
 _WHOLE = '([0-9]+|[0-9]{1,3}(,[0-9]{3})+)'
 _DECIMAL = rf'({_WHOLE}(\.[0-9]*)?|\.[0-9]+)'

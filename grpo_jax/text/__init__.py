@@ -2,8 +2,15 @@
 
 `token_text` turns a tokenizer's vocabulary into tables, once and on the host.
 From then on everything is arrays: token ids and lengths go in, counts and byte
-positions come out, and nothing calls back. reader.py does the same for regular
-expressions.
+positions come out, and nothing calls back. This file has tags and bytes; beside
+it stand
+
+  reader.py       machines over tokens: does it match, how many are there?
+  automata.py     such machines from regular expressions (utf8.py: from
+  words.py        characters to bytes), and from scripts and lists of words
+  spans.py        where the answer is: in tags, in a box, on a line
+  values.py       bytes -> numbers, exact (symbols.py, rationals.py)
+  expressions.py  bytes -> the value of an arithmetic expression
 
 A tag is found by an automaton that was run over the text of every vocabulary
 entry beforehand, so a completion costs one look-up for each token. It does not

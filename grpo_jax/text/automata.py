@@ -21,7 +21,7 @@ import interegular
 from interegular import fsm
 import numpy as np
 
-from grpo_jax.utf8 import CODES, Letters, Machine, over_bytes
+from grpo_jax.text.utf8 import CODES, Letters, Machine, over_bytes
 
 _MAX_CRAWLED = 2_000  # States of whatever is built on the way there.
 

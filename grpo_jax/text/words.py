@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from grpo_jax.utf8 import (
+from grpo_jax.text.utf8 import (
   CODES,
   MAX_STATES,
   Letters,

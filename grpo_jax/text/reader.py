@@ -11,7 +11,7 @@ completion is read byte by byte only in the tokens that stick out of it.
 Scattering all tokens to bytes first was measured and lost to Python's `re`.
 
 Dimension key here: S states of the machine; V has one entry more than the
-vocabulary has, the empty one of text.py.
+vocabulary has, the empty one of TokenText.
 """
 
 from flax import struct
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import text as text_lib
-from grpo_jax.utf8 import Machine
+from grpo_jax.text.utf8 import Machine
 
 
 @struct.dataclass

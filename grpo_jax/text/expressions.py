@@ -20,8 +20,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from grpo_jax import rationals, symbols, values
-from grpo_jax.rationals import Ratio
+from grpo_jax.text import rationals, symbols, values
+from grpo_jax.text.rationals import Ratio
 
 DEPTH = 8  # Open parentheses at once.
 

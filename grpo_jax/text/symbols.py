@@ -19,7 +19,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax import rationals
+from grpo_jax.text import rationals
 
 WRAPS = (
   (b'', b'.'),
