@@ -5,7 +5,9 @@ r"""Countdown: reach a target with three numbers, from scratch on a CPU.
 
 A decoder of 0.6M parameters reads solutions, some of which try a line or two
 that misses before the one that hits; many of them just state the answer. Then
-RL asks only for an equation that uses each number once and reaches the target.
+RL asks only for an equation that uses each number once and reaches the target:
+right 36.9% -> 61.9% of 512 held-out problems (gain 19.9 to 30.1 points, 95%),
+reasons 30.9 -> 92.8%, 28 minutes on 2 busy CPU cores (experiments/RESULTS.md).
 """
 
 from ml_collections import ConfigDict
