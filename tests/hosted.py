@@ -11,6 +11,7 @@ def get_config(arg: str = ''):
   c.reward = {
     'answer': 1.0,
     'short': {'function': 'mine:brevity', 'per_token': 0.01},
+    'bad': {'function': 'mine:fragile', 'seconds': 0.5, 'weight': 0.0},
   }
   c.host.workers = 1
   return c

@@ -101,4 +101,5 @@ def test_scoring_on_the_device_is_set_against_python(tmp_path):
   python = r['python_detokenise_s'] + r['python_score_s']
   assert r['ratio'] == pytest.approx(python / r['device_s_min'])
   assert r['share'] == pytest.approx(r['device_s_min'] / r['iteration_s'])
+  assert r['share'] < 0.05
   assert 'times as long' in done.stdout and 'share of an iter' in done.stdout

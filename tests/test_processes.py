@@ -199,18 +199,33 @@ def test_two_processes_train_as_one_does(whole, alone):
 
 
 def test_two_processes_share_what_the_host_scores(tmp_path):
-  # 16 prompts in two pieces, of which each process scores a half.
+  # 16 prompts in two pieces, of which each process scores a half, and a last
+  # batch of the evaluation that is half padding.
   settings = {
     'config': '../tests/hosted.py:smoke',
-    'flags': ['--config.data.prompts=16', '--config.steps=2'],
+    'flags': [
+      '--config.data.prompts=16',
+      '--config.steps=2',
+      '--config.eval.problems=12',
+      '--config.eval.batch=8',
+    ],
     'env': {'PYTHONPATH': str(command.ROOT / 'tests')},
   }
-  train(tmp_path / 'two', **settings).end()
-  train_alone(tmp_path / 'one', **settings)
-  assert_close(tmp_path / 'one', tmp_path / 'two')
-  rl = rows(tmp_path / 'two')[PRETRAIN:]
-  assert all(row['reward/short'] < 0 == row['host/hung'] for row in rl)
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  train(two, **settings).end()
+  train_alone(one, **settings)
+  assert_close(one, two)
+  for row, expected in zip(rows(two), rows(one), strict=True):
+    for name in ('host/raised', 'host/hung', 'host/died'):
+      assert row.get(name) == expected.get(name)
+  rl = rows(two)[PRETRAIN:]
+  assert all(row['reward/short'] < 0 < row['host/raised'] for row in rl)
   assert all(row['reward/short_unscored'] == 0 for row in rl)
+  failed, expected = (
+    sorted((x['step'], x['kind'], x['text']) for x in rows(y, 'failures.jsonl'))
+    for y in (two, one)
+  )
+  assert failed == expected and len(failed) > 2
 
 
 def test_the_lead_alone_writes_logs_and_speaks(whole, alone):

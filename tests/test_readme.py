@@ -4,7 +4,7 @@ import re
 
 import command
 
-from grpo_jax import config
+from grpo_jax import config, datasets
 from grpo_jax.rewards import mix
 
 README = (command.ROOT / 'README.md').read_text()
@@ -29,11 +29,14 @@ def test_the_mix_of_rewards_is_one():
   assert len(c.reward) == 4
 
 
-def test_every_reward_and_dataset_that_readme_names_exists():
-  rows = re.findall(r'^\| (`.*?`) \|', README, re.MULTILINE)
-  names = [name for row in rows for name in re.findall(r'`(\w+)`', row)]
-  for name in mix.names():
-    assert name in names
+def test_the_tables_of_readme_name_all_rewards_and_datasets_and_no_others():
+  def names(heading):
+    text = README.split(f'\n## {heading}\n')[1].split('\n## ')[0]
+    cells = re.findall(r'^\| (`[^|]*) \|', text, re.MULTILINE)
+    return sorted(name for cell in cells for name in re.findall(r'\w+', cell))
+
+  assert names('Rewards') == sorted(mix.names())
+  assert names('Data') == sorted(datasets.names())
 
 
 def test_every_file_that_readme_links_to_exists():

@@ -207,20 +207,22 @@ def _hash32(text: str) -> int:
 
 def find(name: str):
   """The module of a dataset; ValueError lists the known ones."""
-  modules = {
-    info.name: f'{__name__}.{info.name}'
-    for info in pkgutil.iter_modules(__path__)
-  }
-  if name in modules:
-    module = importlib.import_module(modules[name])
+  files = [info.name for info in pkgutil.iter_modules(__path__)]
+  if name in files:
+    module = importlib.import_module(f'{__name__}.{name}')
     if _gives(module):
       return module
-  known = [
-    key
-    for key, path in modules.items()
-    if _gives(importlib.import_module(path))
+  raise ValueError(f'no dataset {name!r}; there are {", ".join(names())}')
+
+
+def names() -> list[str]:
+  """All datasets that there are."""
+  files = [info.name for info in pkgutil.iter_modules(__path__)]
+  return [
+    name
+    for name in files
+    if _gives(importlib.import_module(f'{__name__}.{name}'))
   ]
-  raise ValueError(f'no dataset {name!r}; there are {", ".join(known)}')
 
 
 def _gives(module) -> bool:
