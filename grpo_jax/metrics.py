@@ -7,7 +7,7 @@ TensorBoard. Names are `group/quantity`, in whole words.
 Dimension key: P prompts, G completions each, T completion length.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import json
 import math
@@ -95,6 +95,7 @@ class Writer:
     self._measure = measure
     self._begun, self._last = begun, time.monotonic()
     self._earlier, self._files = 0.0, None
+    self._workdir = workdir
     if workdir is None:
       return
     lines = _cut(workdir / 'metrics.jsonl', step)
@@ -104,7 +105,6 @@ class Writer:
     self._files = _Files(
       (workdir / 'metrics.jsonl').open('a'),
       (workdir / 'completions.jsonl').open('a'),
-      (workdir / 'failures.jsonl').open('a'),
       tensorboardX.SummaryWriter(
         str(workdir / 'tensorboard'), purge_step=step + 1
       ),
@@ -151,13 +151,13 @@ class Writer:
         self._files.completions.write(line + '\n')
       self._files.completions.flush()
 
-  def failures(self, step: int, found: Iterable[Failure]) -> None:
+  def failures(self, step: int, found: Sequence[Failure]) -> None:
     """Completions that a host reward could not score, and why."""
-    if self._files:
-      for failure in found:
-        row = {'step': step} | dataclasses.asdict(failure)
-        self._files.failures.write(json.dumps(row, ensure_ascii=False) + '\n')
-      self._files.failures.flush()
+    if self._files and found:
+      with (self._workdir / 'failures.jsonl').open('a') as file:
+        for failure in found:
+          row = {'step': step} | dataclasses.asdict(failure)
+          file.write(json.dumps(row, ensure_ascii=False) + '\n')
 
   def flush(self) -> None:
     """What was written so far outlives this process."""
@@ -172,7 +172,6 @@ class Writer:
 class _Files(NamedTuple):
   metrics: IO[str]
   completions: IO[str]
-  failures: IO[str]
   board: tensorboardX.SummaryWriter
 
 
