@@ -97,9 +97,13 @@ def test_answers_are_graded_as_by_verl_but_for_named_rows(
   found = {
     b: (ours, theirs)
     for b, (ours, theirs) in enumerate(zip(score_B, theirs_B, strict=True))
-    if ours != theirs
+    if ours != theirs and references[b]
   }
   assert found == {b: pair for rows, pair in differences.items() for b in rows}
+  # Two problems without a reference: we do not score them, verl gives none.
+  without = [b for b, reference in enumerate(references) if not reference]
+  assert without == [46, 95]
+  assert np.isnan(score_B[without]).all() and not any(theirs_B[46:96:49])
   assert 5 < sum(theirs_B) < 100
 
 

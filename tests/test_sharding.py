@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import pathlib
 import re
+import types as python_types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from grpo_jax import build, models, optim, rewards, sharding, train, types
+from grpo_jax import build, models, optim, sharding, train, types
+from grpo_jax.rewards import mix
 
 WHOLE = dict(data=1, fsdp=1, expert=1, context=1, tensor=1)
 MESHES = {
@@ -145,7 +147,8 @@ def score(rollout, prompts, text):
 @contextlib.contextmanager
 def scored():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(rewards, 'load', lambda name: score)
+    file = python_types.SimpleNamespace(answer=score, format=score)
+    patch.setattr(mix, 'load', lambda name: file)
     yield
 
 
@@ -198,7 +201,7 @@ def test_an_iteration_on_a_mesh_equals_that_on_one_device(
   assert shard(rolled.tokens_PGT)[0] == SHARDS[name]['rows']
   assert shard(scores.total_PG)[0] == SHARDS[name]['rows']
 
-  expected_state, (expected, expected_scores, expected_numbers) = one_device
+  expected_state, (expected, expected_scores, expected_numbers, _) = one_device
   np.testing.assert_array_equal(rolled.tokens_PGT, expected.tokens_PGT)
   np.testing.assert_allclose(rolled.logps_PGT, expected.logps_PGT, atol=1e-4)
   np.testing.assert_allclose(
