@@ -7,7 +7,9 @@ r"""A published model on a task of reasoning-gym, scored by its own scorer.
 
 Sums and differences of two numbers of one or two digits. The scorer is Python
 that cannot compile: it runs in worker processes while the device samples the
-other half of the batch (grpo_jax/rewards/host).
+other half of the batch (grpo_jax/rewards/host). Right 8.3% -> 30.7% of held-out
+problems (gain 14.6 to 30.7 points, 95%) in 40 steps and 20 minutes on 2 CPU
+cores; see experiments/RESULTS.md.
 """
 
 from ml_collections import ConfigDict
