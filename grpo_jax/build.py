@@ -51,7 +51,7 @@ class Run:
   tokenizer: Any
   dataset: datasets.Dataset
   text: text_lib.TokenText
-  encode: Callable[[list[datasets.Example]], Prompts]
+  encode: Callable[[list[datasets.Example | None]], Prompts]
   documents: packing.Packed | None  # For pre-training.
 
 
@@ -259,6 +259,19 @@ def train_examples(run: Run, step: int) -> list[datasets.Example]:
   return run.dataset.batch('train', size, run.config.seed, step * size)
 
 
+def own_examples(run: Run, step: int) -> list[datasets.Example | None]:
+  """The same, but read only for the rows of this process's devices."""
+  P, pieces = run.config.data.prompts, config_lib.host_pieces(run.config)
+  own = sharding.own_rows(run.mesh, P // pieces)
+  found = [None] * P
+  for first in range(0, P, P // pieces):
+    begin, end = first + own.start, first + own.stop
+    found[begin:end] = run.dataset.batch(
+      'train', end - begin, run.config.seed, step * P + begin
+    )
+  return found
+
+
 def train_batch(run: Run, step: int) -> Prompts:
   """The same as arrays."""
   return run.encode(train_examples(run, step))
@@ -353,7 +366,7 @@ def _batches(c: ConfigDict) -> dict[str, int]:
     ),
     'the smaller of eval.batch and eval.problems': _eval_batch(c),
   }
-  if any(part.host for part in rewards.mix_lib.parse(config_lib.reward_mix(c))):
+  if config_lib.hosted(c):
     found['data.prompts / host.pieces'] = c.data.prompts // c.host.pieces
   if c.pretrain.steps:
     found['pretrain.rows'] = c.pretrain.rows

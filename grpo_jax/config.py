@@ -211,7 +211,7 @@ def check(c: ConfigDict) -> None:
   datasets.find(c.data.name)
   prompts.check(c.data.template, c.data.instruction, c.data.shots)
   parts = mix.parse(reward_mix(c))
-  if any(part.host for part in parts) and c.data.prompts % c.host.pieces:
+  if hosted(c) and c.data.prompts % c.host.pieces:
     raise ValueError(
       f'data.prompts={c.data.prompts} must be a multiple of '
       f'host.pieces={c.host.pieces}, where the host scores'
@@ -250,6 +250,16 @@ def reward_mix(c: ConfigDict) -> dict:
   """The parts of the reward, and those that an evaluation asks for."""
   asked = dict.fromkeys((c.eval.right, c.eval.reasoned), 0.0)
   return asked | c.reward.to_dict()
+
+
+def hosted(c: ConfigDict) -> bool:
+  """Whether a part of the reward is scored on the host."""
+  return any(part.host for part in mix.parse(reward_mix(c)))
+
+
+def host_pieces(c: ConfigDict) -> int:
+  """In how many pieces a batch is sampled."""
+  return c.host.pieces if hosted(c) else 1
 
 
 _DTYPES = ('float32', 'bfloat16', 'float64')  # The last to study rounding.

@@ -136,7 +136,7 @@ def _carry_out(s: Session, state: TrainState) -> dict[str, Any] | None:
 
   def improve(state, i):
     s.trace.before_step(state)
-    examples = build.train_examples(run, i - begin)
+    examples = build.own_examples(run, i - begin)
     return s.steps.iterate(state, run.encode(examples), examples)
 
   state, stopped = _loop(s, 'pre-training', pretrain, state, 0, begin)

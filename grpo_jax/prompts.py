@@ -125,7 +125,7 @@ def chat(
 
 
 def encode(
-  examples: Sequence[Example],
+  examples: Sequence[Example | None],
   to_ids: Callable[[str], list[int]],
   max_prompt: int,
   answer_bytes: int,
@@ -137,7 +137,7 @@ def encode(
   """Arrays (NumPy) of the examples' prompts and reference answers.
 
   Args:
-    examples: P of them.
+    examples: P of them; None is a row that another process fills.
     to_ids: question -> token ids of the whole prompt.
     max_prompt: L, tokens.
     answer_bytes: C, at least as many as the longest answer has.
@@ -151,7 +151,9 @@ def encode(
   tokens_PL = np.zeros((P, max_prompt), np.int32)
   lengths_P = np.zeros(P, np.int32)
   answers_PC = np.zeros((P, answer_bytes), np.uint8)
-  for p, example in enumerate(examples):
+  ids_P = np.zeros(P, np.uint32)
+  known = {p: example for p, example in enumerate(examples) if example}
+  for p, example in known.items():
     ids, answer = to_ids(example.prompt), example.answer.encode()
     if len(ids) > max_prompt:
       raise ValueError(
@@ -166,12 +168,12 @@ def encode(
     tokens_PL[p, : len(ids)] = ids
     lengths_P[p] = len(ids)
     answers_PC[p, : len(answer)] = list(answer)
-  ids_P = np.array([example.id for example in examples], np.uint32)
+    ids_P[p] = example.id
   references = {}
-  for name, rows in refer(examples).items():
+  for name, rows in refer(list(known.values())).items():
     references[name] = np.full((P, widths[name]), -1, np.int32)
-    for row_N, row in zip(references[name], rows, strict=True):
-      row_N[: len(row)] = row
+    for p, row in zip(known, rows, strict=True):
+      references[name][p, : len(row)] = row
   return Prompts(tokens_PL, lengths_P, ids_P, answers_PC, references)
 
 

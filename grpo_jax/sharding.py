@@ -110,6 +110,18 @@ def batch_sharding(mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(TRAIN['batch']))
 
 
+def own_rows(mesh, rows: int) -> slice:
+  """Those of a batch that this process's devices hold, and none between them.
+
+  The devices of a process are neighbours along the data axes; where they are
+  not, there are rows of others in it.
+  """
+  held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+  bounds = [index.indices(rows)[:2] for (index,) in held]
+  first, last = zip(*bounds, strict=True)
+  return slice(min(first), max(last))
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Names the logical axes of an activation; does nothing without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()

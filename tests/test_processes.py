@@ -352,6 +352,35 @@ def test_a_part_that_one_process_cannot_read_is_read_by_none(whole, tmp_path):
   assert_equal(run, whole[0])
 
 
+def test_each_process_reads_and_encodes_the_rows_of_its_devices(tmp_path):
+  # Two pieces of eight rows: each process has four of either.
+  script = tmp_path / 'own.py'
+  script.write_text(
+    'import sys\n'
+    'import numpy as np\n'
+    'from grpo_jax import build, process, sharding, train\n'
+    'sys.path.insert(0, "tests")\n'
+    'import hosted\n'
+    'where, number = sys.argv.pop(), int(sys.argv.pop())\n'
+    'process.join(where, 2, number)\n'
+    'c = hosted.get_config("smoke")\n'
+    'c.data.prompts, c.pretrain.steps = 16, 0\n'
+    'run = build.build(c, sys.argv.pop())\n'
+    'examples = build.own_examples(run, 3)\n'
+    'own = [i for i, x in enumerate(examples) if x is not None]\n'
+    'first = 4 * number\n'
+    'assert own == [*range(first, first + 4), *range(first + 8, first + 12)]\n'
+    'whole = build.train_batch(run, 3)\n'
+    'part = run.encode(examples)\n'
+    'for name in ("tokens_PL", "lengths_P", "ids_P", "answers_PC"):\n'
+    '  a, b = getattr(part, name), getattr(whole, name)\n'
+    '  np.testing.assert_array_equal(a[own], b[own])\n'
+    '  assert a.shape == b.shape and not a[first - 4].any()\n'
+  )
+  arguments = [str(tmp_path / 'run'), '{number}', '{where}']
+  Pair(tmp_path / 'said', str(script), *arguments).end()
+
+
 def test_an_error_of_one_process_ends_all_at_once(tmp_path):
   script = tmp_path / 'fail.py'
   script.write_text(

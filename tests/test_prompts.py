@@ -176,6 +176,24 @@ def test_templates_that_cannot_be_are_refused_in_one_line(
   assert all(word in str(error.value) for word in words)
 
 
+def test_rows_of_other_processes_are_left_empty():
+  def encode(examples):
+    return prompts.encode(
+      examples,
+      Bytes().encode,
+      max_prompt=9,
+      answer_bytes=4,
+      refer=lambda some: {'length': [[len(x.prompt)] for x in some]},
+      widths={'length': 1},
+    )
+
+  whole, part = encode(EXAMPLES), encode([None, EXAMPLES[1], None])
+  for full, own in zip(*map(jax.tree.leaves, (whole, part)), strict=True):
+    assert own.shape == full.shape and own.dtype == full.dtype
+    np.testing.assert_array_equal(own[1], full[1])
+    assert len(set(own[[0, 2]].ravel().tolist())) == 1  # Padding.
+
+
 def test_documents_have_the_prompt_of_rl():
   found = prompts.document(EXAMPLES[0], Bytes(), 0.0, 'question_answer')
   text = b'Question: 3 + 4?\nAnswer:<answer>7</answer>'
