@@ -22,6 +22,7 @@ from grpo_jax import (
   checkpoint,
   datasets,
   grpo,
+  inputs,
   models,
   optim,
   process,
@@ -37,6 +38,7 @@ from grpo_jax import (
 from grpo_jax import config as config_lib
 from grpo_jax import text as text_lib
 from grpo_jax.datasets import packing
+from grpo_jax.losses import control
 from grpo_jax.types import ModelInputs, Prompts, TrainState
 
 
@@ -158,14 +160,23 @@ def functions(run: Run) -> Functions:
     zero = jax.numpy.int32(0)
     return TrainState(zero, zero, params, optimizers['pretrain'].init(params))
 
+  coefs = {'kl': c.kl.coef} if c.kl.target else {}
+  if c.entropy.target:
+    coefs |= {'entropy': c.entropy.coef, 'entropy_before': float('inf')}
+
   def start_rl(state: TrainState) -> TrainState:
     return state.replace(
       cursor=jax.numpy.zeros_like(state.cursor),
       opt_state=optimizers['rl'].init(state.params),
       reference=state.params if c.kl.coef else None,
+      coefs={name: jax.numpy.float32(x) for name, x in coefs.items()},
     )
 
-  def roll(params, prompts, key, group_size=c.rollout.group_size):
+  greedy = 'greedy_P' in config_lib.asks('advantage', c)
+
+  def roll(
+    params, prompts, key, group_size=c.rollout.group_size, greedy=greedy
+  ):
     # All the 'weight sync' there is: cast once, and laid out for decoding.
     params = jax.tree.map(lambda w: w.astype(c.model.dtype), params)
     return rollout.rollout(
@@ -177,6 +188,7 @@ def functions(run: Run) -> Functions:
       max_tokens=c.rollout.max_tokens,
       stop_ids=run.tokenizer.eos_ids,
       temperature=c.rollout.temperature,
+      greedy=greedy,
     )
 
   reward = functools.partial(rewards.reward, mix=c.reward.to_dict())
@@ -184,13 +196,8 @@ def functions(run: Run) -> Functions:
     grpo.grpo_update,
     model=model,
     optimizer=optimizers['rl'],
-    advantage=choose('advantage', c),
-    policy_loss=choose('loss', c),
-    aggregate=choose('aggregate', c),
-    kl=choose('kl', c),
-    kl_coef=c.kl.coef,
     temperature=c.rollout.temperature,
-    **c.updates,
+    **_algorithm(c),
   )
 
   def iterate(state, prompts, text, key):
@@ -201,7 +208,7 @@ def functions(run: Run) -> Functions:
     return state, (rolled, scores, numbers)
 
   def roll_sample(params, prompts, key):
-    return roll(params, prompts, key, c.eval.samples)
+    return roll(params, prompts, key, c.eval.samples, greedy=False)
 
   def sample(params, prompts, text, key):
     rolled = roll_sample(params, prompts, key)
@@ -233,9 +240,59 @@ def functions(run: Run) -> Functions:
   )
 
 
+def _algorithm(c: ConfigDict) -> dict[str, Any]:
+  """What the config says about grpo_update's loss and steps."""
+  completions = c.data.prompts * c.rollout.group_size
+  updates = c.updates.to_dict()
+  updates.pop('max_skipped')
+  refresh = None
+  if c.reference.every:
+    refresh = functools.partial(
+      control.reference,
+      every=c.reference.every,
+      rate=c.reference.rate,
+      begin=c.pretrain.steps,
+    )
+  return updates | {
+    'advantage': choose('advantage', c),
+    'policy_loss': choose('loss', c),
+    # Without these two a pass over the batch is saved.
+    'select': _unless('all_tokens', 'select', c),
+    'off_policy': _unless('none', 'off_policy', c),
+    'aggregate': choose('aggregate', c),
+    'kl': choose('kl', c),
+    'kl_coef': c.kl.coef,
+    'kl_where': c.kl.where,
+    'kl_control': functools.partial(
+      control.kl,
+      target=c.kl.target,
+      horizon=c.kl.horizon,
+      samples=completions,
+    ),
+    'refresh': refresh,
+    'entropy_coef': c.entropy.coef,
+    'entropy_control': functools.partial(
+      control.entropy,
+      target=c.entropy.target,
+      step=c.entropy.step,
+      low=c.entropy.low,
+      high=c.entropy.high,
+    ),
+    'entropy_gate': functools.partial(control.gate, target=c.entropy.target),
+    'measure_entropy': c.entropy.measure,
+  }
+
+
+def _unless(name: str, section: str, c: ConfigDict) -> Callable | None:
+  return None if c[section].name == name else choose(section, c)
+
+
 def choose(section: str, c: ConfigDict) -> Callable:
   """The function that c.<section> names, with its knobs bound."""
   function, knobs = config_lib.choose(section, c[section])
+  if section == 'advantage' and 'part_weights' in inputs.asks(function):
+    parts = rewards.mix_lib.parse(c.reward.to_dict())
+    knobs |= {'part_weights': {part.name: part.weight for part in parts}}
   return functools.partial(function, **knobs)
 
 

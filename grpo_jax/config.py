@@ -14,8 +14,8 @@ import pkgutil
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import advantages, datasets, models, optim, prompts
-from grpo_jax.losses import aggregate, kl, policy
+from grpo_jax import advantages, datasets, inputs, models, optim, prompts
+from grpo_jax.losses import aggregate, kl, off_policy, policy, select
 from grpo_jax.rewards import host, mix
 
 
@@ -74,17 +74,39 @@ def default() -> ConfigDict:
   c.host.pieces = 2  # A batch is sampled in so many: the host scores one while
   # the device samples the next.
   c.advantage = ConfigDict({'name': 'grpo'})  # advantages.py, and its knobs.
-  c.loss = ConfigDict({'name': 'grpo', 'clip_low': 0.2, 'clip_high': 0.2})
+  c.loss = ConfigDict({'name': 'ppo_clip', 'clip_low': 0.2, 'clip_high': 0.2})
   # losses/policy.py, and its knobs.
+  c.select = ConfigDict({'name': 'all_tokens'})  # losses/select.py: tokens
+  # whose surrogate counts.
+  c.off_policy = ConfigDict({'name': 'none'})  # losses/off_policy.py: weights
+  # of tokens that the trainer finds as likely as the sampler, or not quite.
   c.aggregate = ConfigDict({'name': 'token_mean'})  # losses/aggregate.py.
-  c.kl = ConfigDict({'name': 'k3'})  # losses/kl.py
-  c.kl.coef = 0.0  # Of the KL to the starting policy; 0 holds no reference.
+  c.kl = ConfigDict({'name': 'k3'})  # losses/kl.py, and its knobs.
+  c.kl.coef = 0.0  # Of the KL to the reference; 0 holds and runs none.
+  c.kl.where = 'loss'  # Or 'reward': taken from it, token by token.
+  c.kl.target = 0.0  # Nats a token; above 0 the coefficient follows it,
+  c.kl.horizon = 10_000  # the slower the greater this is, in completions.
+  c.reference = ConfigDict()  # The policy that the KL looks at: the first,
+  c.reference.every = 0  # or a later one, taken every so many RL steps,
+  c.reference.rate = 1.0  # whole, or this share of the way to it.
+  c.entropy = ConfigDict()
+  c.entropy.coef = 0.0  # Of the policy's entropy, which the loss makes large.
+  c.entropy.target = 0.0  # Nats; above 0 the coefficient changes by
+  c.entropy.step = 0.005  # this much in a step, down where the entropy is
+  c.entropy.low = 0.0  # greater, and stays between these.
+  c.entropy.high = 1.0
+  c.entropy.measure = False  # As a metric where it has no weight (the mean
+  # surprise, rollout/entropy, is there in any case, and free).
 
   c.updates = ConfigDict()
   c.updates.passes = 1  # Times that a batch is gone through (mu in the paper).
   c.updates.minibatches = 1  # Optimizer steps of a pass.
   c.updates.microbatches = 1  # Pieces of a minibatch; memory, not numbers.
   c.updates.head_chunk = 8192  # Tokens whose logits exist at one time.
+  c.updates.skip_even = False  # No compute for groups without advantage, as
+  # far as they fill microbatches; only where no other term needs them.
+  c.updates.max_skipped = 10  # Optimizer steps in a row without a finite
+  # gradient, none of which is taken, until the run stops.
 
   c.optim = ConfigDict(_optim())  # Of RL.
 
@@ -171,6 +193,8 @@ def check(c: ConfigDict) -> None:
     'updates.minibatches': c.updates.minibatches,
     'updates.microbatches': c.updates.microbatches,
     'updates.head_chunk': c.updates.head_chunk,
+    'updates.max_skipped': c.updates.max_skipped,
+    'kl.horizon': c.kl.horizon,
     'pretrain.rows': c.pretrain.rows,
     'pretrain.width': c.pretrain.width,
     'host.pieces': c.host.pieces,
@@ -187,6 +211,10 @@ def check(c: ConfigDict) -> None:
   for name, value in (
     ('pretrain.steps', c.pretrain.steps),
     ('kl.coef', c.kl.coef),
+    ('kl.target', c.kl.target),
+    ('reference.every', c.reference.every),
+    ('entropy.target', c.entropy.target),
+    ('entropy.step', c.entropy.step),
     ('log.every', c.log.every),
     ('log.prompts', c.log.prompts),
     ('host.workers', c.host.workers),
@@ -226,6 +254,7 @@ def check(c: ConfigDict) -> None:
     raise ValueError(f'reward={c.reward.to_dict()}: no part has a weight')
   for section in _CHOICES:
     choose(section, c[section])
+  _check_algorithm(c)
   for section, knobs in (
     ('optim', c.optim),
     ('pretrain.optim', c.pretrain.optim),
@@ -234,16 +263,76 @@ def check(c: ConfigDict) -> None:
       optim.make(steps=c.steps, **knobs)
     except ValueError as e:
       raise ValueError(f'{section}: {e}') from None
-  if c.rollout.group_size == 1:
-    raise ValueError(
-      f'rollout.group_size=1: advantage {c.advantage.name!r} compares a '
-      'completion with its group, which needs at least 2'
-    )
   if c.model.init and c.pretrain.steps:
     raise ValueError(
       f'pretrain.steps={c.pretrain.steps} trains random weights, but '
       f'model.init={c.model.init!r} loads some: one of them must go'
     )
+
+
+def _check_algorithm(c: ConfigDict) -> None:
+  """Choices that exist, but make no sense together."""
+  _check_choice('kl.where', c.kl.where, ('loss', 'reward'))
+  wants = asks('advantage', c)
+  G = c.rollout.group_size
+  if G == 1 and c.advantage.name not in _ALONE:
+    raise ValueError(
+      f'rollout.group_size=1: advantage {c.advantage.name!r} compares a '
+      f'completion with its group, which needs at least 2 (without a group: '
+      f'{", ".join(_ALONE)})'
+    )
+  if 'correction_PGT' in wants and c.off_policy.name == 'none':
+    raise ValueError(
+      f'advantage.name={c.advantage.name!r} weighs tokens by how far the '
+      "sampler is off, which off_policy.name='none' does not look at"
+    )
+  picks = 'selected_PGT' in asks('loss', c)
+  if picks and c.select.name == 'all_tokens':
+    raise ValueError(
+      f'loss.name={c.loss.name!r} treats selected tokens apart, and '
+      "select.name='all_tokens' selects them all; it was published with "
+      "'top_covariance'"
+    )
+  if c.select.name == 'top_covariance' and not picks:
+    raise ValueError(
+      "select.name='top_covariance' would keep those tokens alone: "
+      "it is meant for loss.name='kl_cov'"
+    )
+  if c.kl.where == 'reward' and not c.kl.coef:
+    raise ValueError("kl.where='reward' needs kl.coef above 0")
+  if c.kl.target and not c.kl.coef:
+    raise ValueError(
+      f'kl.target={c.kl.target} moves kl.coef by factors, and it is 0'
+    )
+  if c.reference.every and not c.kl.coef:
+    raise ValueError(
+      f'reference.every={c.reference.every} refreshes the policy that the KL '
+      'looks at, and kl.coef=0 holds none'
+    )
+  if not 0 < c.reference.rate <= 1:
+    raise ValueError(f'reference.rate={c.reference.rate} is not in (0, 1]')
+  if not 0 <= c.entropy.low <= c.entropy.high:
+    raise ValueError(
+      f'entropy.low={c.entropy.low} and entropy.high={c.entropy.high} are no '
+      'range from 0 on'
+    )
+  _check_skip(c)
+
+
+def _check_skip(c: ConfigDict) -> None:
+  """Groups without advantage may be left out only if nothing needs them."""
+  if not c.updates.skip_even:
+    return
+  needed = {
+    "kl.where='loss'": c.kl.coef and c.kl.where == 'loss',
+    'entropy': c.entropy.coef or c.entropy.target,
+    f'loss.name={c.loss.name!r}': c.loss.name in policy.REGULARISED,
+  }
+  for name, needs in needed.items():
+    if needs:
+      raise ValueError(
+        f'updates.skip_even: {name} has a gradient where the advantage is 0'
+      )
 
 
 def reward_mix(c: ConfigDict) -> dict:
@@ -266,9 +355,13 @@ _DTYPES = ('float32', 'bfloat16', 'float64')  # The last to study rounding.
 _CHOICES = {
   'advantage': advantages,
   'loss': policy,
+  'select': select,
+  'off_policy': off_policy,
   'aggregate': aggregate,
   'kl': kl,
 }
+_NOT_KNOBS = {'kl': ('coef', 'where', 'target', 'horizon')}  # Of the function.
+_ALONE = ('reinforce_pp', 'remax')  # Baselines that are not of the group.
 
 
 def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
@@ -287,8 +380,8 @@ def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
     and not key.startswith('_')
   }
   _check_choice(f'{section}.name', name, functions)
-  if section == 'kl':
-    knobs.pop('coef')
+  for knob in _NOT_KNOBS.get(section, ()):
+    knobs.pop(knob, None)
   function = functions[name]
   parameters = inspect.signature(function).parameters.values()
   takes = [p.name for p in parameters if p.default is not p.empty]
@@ -299,6 +392,11 @@ def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
         f'it takes {", ".join(takes) or "nothing"}'
       )
   return function, knobs
+
+
+def asks(section: str, c: ConfigDict) -> list[str]:
+  """What the section's function has to be given besides its arguments."""
+  return inputs.asks(choose(section, c[section])[0])
 
 
 def _check_choice(name: str, value: str | None, allowed) -> None:

@@ -19,13 +19,16 @@ from typing import Any
 from etils import epath
 import jax
 from ml_collections import ConfigDict
+import numpy as np
 import orbax.checkpoint as ocp
 
 from grpo_jax import (
+  batch,
   build,
   checkpoint,
   counts,
   evaluate,
+  inputs,
   metrics,
   process,
   progress,
@@ -202,6 +205,11 @@ def _record(s: Session, step: int, news: train.News) -> tuple[dict, str]:
   rollout, rewards, numbers, failures = news
   numbers = s.writer.step(step, numbers, rollout)
   s.writer.failures(step, failures)
+  if (
+    numbers.get('update/skipped_in_a_row', 0)
+    >= s.run.config.updates.max_skipped
+  ):
+    _give_up(s.run, step, rollout, rewards)
   if rollout is None:
     note = f'loss {numbers["loss"]:.3f}  {numbers["time/step"]:.2f} s/step'
     return numbers, note
@@ -215,6 +223,25 @@ def _record(s: Session, step: int, news: train.News) -> tuple[dict, str]:
     f'{numbers["time/tokens_per_second"]:,.0f} tokens/s'
   )
   return numbers, note
+
+
+def _give_up(run: build.Run, step: int, rollout: Rollout, rewards: Rewards):
+  """Saves the batch whose gradient is not finite, and ends the run."""
+  path = run.workdir / f'not_finite_{step}.npz'
+  rollout, rewards = sharding.to_host((rollout, rewards))
+  if process.is_lead():
+    leaves = jax.tree_util.tree_leaves_with_path((rollout, rewards))
+    names = [
+      jax.tree_util.keystr(at[1:], simple=True, separator='.')
+      for at, _ in leaves
+    ]
+    with path.open('wb') as file:
+      np.savez(file, **dict(zip(names, (x for _, x in leaves), strict=True)))
+  raise FloatingPointError(
+    f'step {step}: {run.config.updates.max_skipped} optimizer steps in a row '
+    f'(updates.max_skipped) had a loss or gradient that is not finite; none '
+    f'was taken, and the batch is in {path}'
+  )
 
 
 def _utilisation(run: build.Run, numbers: dict[str, float]) -> dict[str, float]:
@@ -236,7 +263,7 @@ def _utilisation(run: build.Run, numbers: dict[str, float]) -> dict[str, float]:
 def _completions(run, step: int, rollout: Rollout, rewards: Rewards):
   """Rows for completions.jsonl: the groups of the step's first prompts."""
   c = run.config
-  advantages_PG = build.choose('advantage', c)(rewards.total_PG)
+  advantages_PG = _advantages(run, rollout, rewards)
   examples = build.train_examples(run, step - 1 - c.pretrain.steps)
   for p, example in enumerate(examples[: c.log.prompts]):
     for g in range(c.rollout.group_size):
@@ -252,8 +279,24 @@ def _completions(run, step: int, rollout: Rollout, rewards: Rewards):
         'ended': bool(rollout.ended_PG[p, g]),
         'reward': _or_none(rewards.total_PG[p, g]),
         'reward_parts': parts,
-        'advantage': float(advantages_PG[p, g]),
+        'advantage': _or_none(advantages_PG[p, g]),
       }
+
+
+def _advantages(run: build.Run, rollout: Rollout, rewards: Rewards):
+  """Of completions; NaN where only the update itself can tell.
+
+  The KL in a reward, which it knows too, is left out.
+  """
+  advantage = build.choose('advantage', run.config)
+  wants = inputs.asks(advantage)
+  if {'logps_PGT', 'squares_PGT', 'correction_PGT'}.intersection(wants):
+    return np.full(rewards.total_PG.shape, np.nan)
+  rollout, rewards, more = batch.part_greedy(wants, rollout, rewards)
+  found_PGT = batch.compare(advantage, rollout, rewards, **more)
+  mask_PGT = rollout.actions_PGT
+  lengths_PG = np.maximum(np.sum(mask_PGT, axis=-1), 1)
+  return np.sum(np.where(mask_PGT, found_PGT, 0.0), axis=-1) / lengths_PG
 
 
 def _or_none(score) -> float | None:

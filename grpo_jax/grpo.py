@@ -7,8 +7,15 @@
   tokens  --log-probs--> how likely the policy finds them now
   both    --loss-------> gradient, summed over microbatches --> optimizer
 
-Advantage, loss, average and KL are functions that come as arguments: an idea is
-one function in advantages.py or losses/, and its name in the config.
+What makes a variant are functions that come as arguments, and each has a room:
+
+  advantage     advantages.py         policy_loss   losses/policy.py
+  kl            losses/kl.py          select        losses/select.py
+  aggregate     losses/aggregate.py   off_policy    losses/off_policy.py
+
+An idea is one function there, and its name in the config. What it wants to see
+besides its positional arguments it asks for by name: a keyword without a
+default is filled in (inputs.py lists them), one with a default is a knob.
 
 Dimension key: P prompts, G completions each, B = P*G rows, L prompt length,
 T completion length, D width.
@@ -17,32 +24,20 @@ T completion length, D width.
 from collections.abc import Callable
 import functools
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from grpo_jax import advantages
-from grpo_jax import metrics as metrics_lib
+from grpo_jax import advantages, sampling
+from grpo_jax.batch import Batch, join, prepare, split
+from grpo_jax.inputs import asks, fill
+from grpo_jax.likelihood import likelihood
 from grpo_jax.losses import aggregate as aggregate_lib
-from grpo_jax.losses import head
 from grpo_jax.losses import kl as kl_lib
 from grpo_jax.losses import policy as policy_lib
 from grpo_jax.metrics import Metrics
 from grpo_jax.models import Model
-from grpo_jax.rollout import prefill
-from grpo_jax.types import ModelInputs, Params, Rewards, Rollout, TrainState
-
-
-@struct.dataclass
-class Batch:
-  """What the loss is computed from; every leaf has the groups first."""
-
-  rollout: Rollout
-  advantages_PG1: jax.Array
-  reference_logps_PGT: jax.Array | None
-  weights_PGT: jax.Array | None = None  # Of a token in the loss.
-  share_PGT: jax.Array | None = None  # Of a token in a plain token mean.
+from grpo_jax.types import Params, Rewards, Rollout, TrainState
 
 
 def grpo_update(
@@ -53,14 +48,24 @@ def grpo_update(
   model: Model,
   optimizer: optax.GradientTransformation,
   advantage: Callable = advantages.grpo,
-  policy_loss: Callable = policy_lib.grpo,
+  policy_loss: Callable = policy_lib.ppo_clip,
+  select: Callable | None = None,
+  off_policy: Callable | None = None,
   aggregate: Callable = aggregate_lib.token_mean,
   kl: Callable = kl_lib.k3,
   kl_coef: float = 0.0,
+  kl_where: str = 'loss',
+  kl_control: Callable | None = None,
+  refresh: Callable | None = None,
+  entropy_coef: float = 0.0,
+  entropy_control: Callable | None = None,
+  entropy_gate: Callable | None = None,
+  measure_entropy: bool = False,
   temperature: float = 1.0,
   passes: int = 1,
   minibatches: int = 1,
   microbatches: int = 1,
+  skip_even: bool = False,
   head_chunk: int = 4096,
 ) -> tuple[TrainState, Metrics]:
   """Moves the policy towards the completions that beat their group.
@@ -69,57 +74,116 @@ def grpo_update(
   a KL term (arxiv.org/abs/2503.14476). The old policy is the one that sampled:
   its log-probabilities come with the rollout.
 
+  An optimizer step whose loss or gradient is not finite is left out and
+  counted (`state.skipped`, in a row).
+
   Args:
     state: parameters, optimizer state and, for a KL term, the reference.
     rollout: groups of completions.
     rewards: their scores. An unscored completion (NaN) has no advantage.
     model: the policy.
     optimizer: made by `optim.make`.
-    advantage: rewards_PG -> advantages_PG.
+    advantage: rewards_PG -> advantages_PG or advantages_PGT. If it asks for
+      greedy_P, the last completion of each group has to be the greedy one, and
+      is not trained on (`rollout.rollout(..., greedy=True)`).
     policy_loss: see losses/policy.py.
+    select: which tokens' surrogate counts, see losses/select.py; all if None.
+    off_policy: weights of tokens that another policy sampled, see
+      losses/off_policy.py. With it the old log-probabilities are the model's
+      own from before the first step, at the price of a forward pass.
     aggregate: mask_PGT -> weights_PGT.
     kl: see losses/kl.py.
     kl_coef: weight of the KL to `state.reference`; 0 runs no reference.
+    kl_where: 'loss', or 'reward': there its gradient is that of the reward.
+    kl_control: (coef, kl) -> coef of the next step; then `state.coefs['kl']`
+      is in the place of `kl_coef`.
+    refresh: (step, reference, params) -> reference of the next step.
+    entropy_coef: weight of the policy's entropy, which is made large.
+    entropy_control: (coef, entropy) -> coef, of `state.coefs['entropy']`.
+    entropy_gate: (coef, entropy) -> weight, with the entropy of the update
+      before (`state.coefs['entropy_before']`).
+    measure_entropy: makes the entropy a metric, also where it has no weight.
     temperature: the sampler's; log-probabilities are of that distribution.
     passes: times that the batch is gone through (mu in the paper).
     minibatches: optimizer steps of a pass, each on P / minibatches groups.
     microbatches: pieces in which a minibatch's gradient is summed up. They
       save memory; losses and gradients do not depend on them.
+    skip_even: leaves microbatches out that have no advantage in them, after
+      groups without any have been gathered there. They still count in all
+      denominators. Only for a loss that is zero where the advantage is.
     head_chunk: tokens whose logits exist at one time.
   """
-  score = functools.partial(
-    completion_logps,
+  measure = functools.partial(
+    likelihood,
     model=model,
     temperature=temperature,
     head_chunk=head_chunk,
   )
-  reference_logps_PGT = None
-  if kl_coef:
-    reference_logps_PGT = _join(
-      jax.lax.map(
-        lambda piece: score(state.reference, piece),
-        _split(rollout, minibatches * microbatches),
-      )
-    )
-  batch = Batch(
-    rollout=rollout,
-    advantages_PG1=advantage(rewards.total_PG)[..., None],
-    reference_logps_PGT=reference_logps_PGT,
+  coefs = {'kl': kl_coef} | state.coefs
+  has_kl = bool(kl_coef) or 'kl' in state.coefs
+  kl_in_loss = has_kl and kl_where == 'loss'
+  if 'entropy' in state.coefs:
+    bonus = entropy_gate(coefs['entropy'], coefs['entropy_before'])
+  else:
+    bonus = entropy_coef
+  has_bonus = bool(entropy_coef) or 'entropy' in state.coefs
+  has_entropy = has_bonus or measure_entropy
+  wants = asks(policy_loss)
+
+  def survey(params: Params, rollout: Rollout, pieces: int, **more):
+    """The statistics of all tokens, without gradients."""
+
+    def one(piece):
+      return measure(params, piece, **more)
+
+    return join(jax.lax.map(one, split(rollout, pieces)))
+
+  batch, metrics = prepare(
+    state,
+    rollout,
+    rewards,
+    advantage=advantage,
+    off_policy=off_policy,
+    reference_kl=kl if has_kl else None,
+    penalty=coefs['kl'] if has_kl and kl_where == 'reward' else None,
+    survey=functools.partial(survey, pieces=minibatches * microbatches),
   )
 
   def loss(params: Params, batch: Batch):
     mask_PGT = batch.rollout.actions_PGT
-    old_logps_PGT = batch.rollout.logps_PGT
-    logps_PGT = score(params, batch.rollout)
+    now = measure(params, batch.rollout, entropy=has_entropy)
+    logps_PGT, old_logps_PGT = now.logps_PGT, batch.old_logps_PGT
+    given = {
+      'correction_PGT': batch.correction_PGT,
+      'selected_PGT': batch.selected_PGT,
+    }
     losses_PGT, stats = policy_loss(
-      logps_PGT, old_logps_PGT, batch.advantages_PG1, mask_PGT
+      logps_PGT,
+      old_logps_PGT,
+      batch.advantages_PGT,
+      mask_PGT,
+      **{name: given[name] for name in wants},
     )
-    if kl_coef:
-      stats['kl'] = kl(logps_PGT, batch.reference_logps_PGT)
-      losses_PGT += kl_coef * stats['kl']
-    means = {k: jnp.sum(batch.share_PGT * v) for k, v in stats.items()}
-    drift_PGT = jnp.where(mask_PGT, jnp.abs(logps_PGT - old_logps_PGT), 0.0)
-    return jnp.sum(batch.weights_PGT * losses_PGT), (means, jnp.max(drift_PGT))
+    for name, weights_PGT in given.items():
+      if name not in wants and weights_PGT is not None:
+        losses_PGT *= weights_PGT
+    if kl_in_loss:
+      stats['kl'] = fill(kl, old_logps_PGT=old_logps_PGT, mask_PGT=mask_PGT)(
+        logps_PGT, batch.reference_logps_PGT
+      )
+      losses_PGT += coefs['kl'] * stats['kl']
+    value = jnp.sum(jnp.where(mask_PGT, batch.weights_PGT * losses_PGT, 0.0))
+    if has_entropy:
+      stats['entropy'] = now.entropies_PGT
+    means = {
+      name: jnp.sum(jnp.where(mask_PGT, batch.share_PGT * x, 0.0))
+      for name, x in stats.items()
+    }
+    if has_bonus:
+      value -= bonus * means['entropy']
+    drift_PGT = jnp.abs(logps_PGT - batch.rollout.logps_PGT)
+    drift = jnp.max(jnp.where(mask_PGT, drift_PGT, 0.0))
+    return value, (jax.lax.stop_gradient(means), drift)
 
   def minibatch_step(carry, batch: Batch):
     params, opt_state = carry
@@ -129,98 +193,116 @@ def grpo_update(
       weights_PGT=aggregate(mask_PGT),
       share_PGT=aggregate_lib.token_mean(mask_PGT),
     )
+    if select is not None:
+      look = functools.partial(survey, params, pieces=microbatches)
+      batch = batch.replace(selected_PGT=_select(select, batch, look, state))
+    if skip_even:
+      batch = _even_last(batch, microbatches)
 
     def add(grads, piece: Batch):
-      (value, (means, drift)), more = jax.value_and_grad(loss, has_aux=True)(
-        params, piece
-      )
+      def compute():
+        return jax.value_and_grad(loss, has_aux=True)(params, piece)
+
+      if skip_even:
+        learnable = jnp.any(piece.advantages_PGT != 0)
+        (value, (means, drift)), more = jax.lax.cond(
+          learnable, compute, lambda: _zeros(jax.eval_shape(compute))
+        )
+      else:
+        (value, (means, drift)), more = compute()
       return jax.tree.map(jnp.add, grads, more), (value, means, drift)
 
     grads, (values, means, drifts) = jax.lax.scan(
-      add, jax.tree.map(jnp.zeros_like, params), _split(batch, microbatches)
+      add, _zeros(params), split(batch, microbatches)
     )
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
     sums = {'loss': values} | means
     sums = {name: jnp.sum(x) for name, x in sums.items()}
     norm = optax.tree.norm(grads)
-    return (params, opt_state), (sums | {'grad_norm': norm}, jnp.max(drifts))
+    finite = jnp.isfinite(sums['loss']) & jnp.isfinite(norm)
+    updates, next_opt_state = optimizer.update(grads, opt_state, params)
+    moved = optax.apply_updates(params, updates), next_opt_state
+    carry = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old), *(moved, carry)
+    )
+    sums |= {'grad_norm': norm, 'skipped': 1.0 - finite}
+    return carry, (sums, jnp.max(drifts))
 
   def one_pass(carry, _):
-    return jax.lax.scan(minibatch_step, carry, _split(batch, minibatches))
+    return jax.lax.scan(minibatch_step, carry, split(batch, minibatches))
 
   carry = (state.params, state.opt_state)
   carry, (stats, drifts) = jax.lax.scan(one_pass, carry, length=passes)
   params, opt_state = carry
+  skipped = jnp.sum(stats.pop('skipped')).astype(jnp.int32)
+  in_a_row = jnp.where(skipped > 0, state.skipped + skipped, 0)
   stats = {name: jnp.mean(x) for name, x in stats.items()}
-  metrics = {
+  metrics |= {
     'loss': stats.pop('loss'),
     'grad_norm': stats.pop('grad_norm'),
     # Before the first step the policy is the one that sampled.
     'rollout/logp_drift': drifts[0, 0],
+    'update/skipped': skipped.astype(jnp.float32),
+    'update/skipped_in_a_row': in_a_row.astype(jnp.float32),
   }
-  if kl_coef:
+  if kl_in_loss:
     metrics['kl/reference'] = stats.pop('kl')
+  next_coefs = dict(state.coefs)
+  if 'kl' in next_coefs:
+    next_coefs['kl'] = kl_control(coefs['kl'], metrics['kl/reference'])
+  if 'entropy' in next_coefs:
+    next_coefs['entropy'] = entropy_control(coefs['entropy'], stats['entropy'])
+    next_coefs['entropy_before'] = stats['entropy']
+    metrics['entropy/coef'] = jnp.asarray(bonus)
+  if 'kl' in next_coefs:
+    metrics['kl/coef'] = coefs['kl']
   metrics |= {f'policy/{name}': value for name, value in stats.items()}
-  metrics |= metrics_lib.describe(rollout, rewards)
-  lengths_P = rollout.prompts.lengths_P.astype(jnp.float32)
-  metrics['rollout/prompt_length'] = jnp.mean(lengths_P)
+  reference = state.reference
+  if refresh is not None and reference is not None:
+    reference = refresh(state.step + 1, reference, params)
   state = state.replace(
     step=state.step + 1,
     cursor=state.cursor + rollout.tokens_PGT.shape[0],
     params=params,
     opt_state=opt_state,
+    reference=reference,
+    coefs=next_coefs,
+    skipped=in_a_row,
   )
   return state, metrics
 
 
-def completion_logps(
-  params: Params,
-  rollout: Rollout,
-  *,
-  model: Model,
-  temperature: float = 1.0,
-  head_chunk: int = 4096,
-) -> jax.Array:
-  """Log-probabilities of the sampled tokens, logps_PGT in float32 nats.
-
-  A prompt runs once for its group, as in the rollout: the completions attend to
-  its keys and values, and gradients flow back through them.
-  """
-  P, G, T = rollout.tokens_PGT.shape
-  hidden_PD, cache = prefill(params, rollout.prompts, model, G, max_tokens=0)
-  tokens_BT = rollout.tokens_PGT.reshape(P * G, T)
-  lengths_B1 = jnp.repeat(rollout.prompts.lengths_P, G)[:, None]
-  positions_BT = lengths_B1 + jnp.arange(T)
-  inputs = ModelInputs(tokens_BT[:, :-1], positions_BT[:, :-1])
-  hidden_BTD = model.apply(params, inputs, cache).hidden_BTD
-  # The prompt's last token predicts the first of each completion.
-  first_B1D = jnp.repeat(hidden_PD, G, axis=0)[:, None]
-  logps_BT = head.token_logps(
-    jnp.concatenate([first_B1D, hidden_BTD], axis=1),
-    model.head(params),
-    tokens_BT,
-    temperature=temperature,
-    chunk=head_chunk,
+def _select(select: Callable, batch: Batch, look: Callable, state: TrainState):
+  """Tokens of a minibatch whose surrogate counts."""
+  wants = asks(select)
+  now = look(batch.rollout, entropy='entropies_PGT' in wants)
+  P, G, T = batch.old_logps_PGT.shape
+  more = {'entropies_PGT': now.entropies_PGT}
+  if 'noise_PGT' in wants:
+    # Keyed by what the token is, not by where it lies.
+    noise_TB = sampling.noise(
+      jax.random.fold_in(jax.random.key(0), state.step),
+      jnp.repeat(batch.rollout.prompts.ids_P, G),
+      jnp.tile(jnp.arange(G), P),
+      jnp.arange(T),
+    )
+    more['noise_PGT'] = noise_TB.T.reshape(P, G, T)
+  return fill(select, **more)(
+    now.logps_PGT,
+    batch.old_logps_PGT,
+    batch.advantages_PGT,
+    batch.rollout.actions_PGT,
   )
-  return logps_BT.reshape(P, G, T)
 
 
-def _split(tree, pieces: int):
-  """Leaves [P, ...] -> [pieces, P / pieces, ...], each piece on every device.
-
-  Piece i takes the groups i, i + pieces, ...: a device that holds a run of
-  groups has some of each piece, so nothing moves.
-  """
-
-  def split(x):
-    P, *rest = x.shape
-    return x.reshape(P // pieces, pieces, *rest).swapaxes(0, 1)
-
-  return jax.tree.map(split, tree)
+def _even_last(batch: Batch, pieces: int) -> Batch:
+  """Gathers the groups without advantage in the last of the pieces."""
+  P = len(batch.advantages_PGT)
+  even_P = jnp.all(batch.advantages_PGT == 0, axis=(1, 2))
+  order_P = jnp.argsort(even_P, stable=True)
+  # Piece i of _split takes i, i + pieces, ...
+  order_P = order_P.reshape(pieces, P // pieces).T.reshape(-1)
+  return jax.tree.map(lambda x: x[order_P], batch)
 
 
-def _join(x: jax.Array) -> jax.Array:
-  """The inverse of _split on one array."""
-  pieces, size, *rest = x.shape
-  return x.swapaxes(0, 1).reshape(pieces * size, *rest)
+def _zeros(tree):
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)

@@ -59,6 +59,28 @@ def describe(rollout: Rollout, rewards: Rewards) -> Metrics:
   }
 
 
+def off_policy(
+  log_ratio_PGT: jax.Array, weights_PGT: jax.Array, mask_PGT: jax.Array
+) -> Metrics:
+  """How far the policy that trains is from the one that sampled.
+
+  The effective sample size is the share of tokens that would tell as much if
+  they all weighed the same, sum(w)**2 / (N sum(w**2)).
+  """
+  drift_PGT = jnp.where(mask_PGT, jnp.abs(log_ratio_PGT), 0.0)
+  weights_PGT = jnp.where(mask_PGT, weights_PGT, 0.0)
+  total, squares = jnp.sum(weights_PGT), jnp.sum(jnp.square(weights_PGT))
+  tokens = jnp.maximum(jnp.sum(mask_PGT), 1)
+  smallest = jnp.finfo(weights_PGT.dtype).tiny
+  return {
+    'off_policy/drift': jnp.sum(drift_PGT) / tokens,
+    'off_policy/drift_max': jnp.max(drift_PGT),
+    'off_policy/weight': total / tokens,
+    'off_policy/effective': jnp.square(total)
+    / jnp.maximum(tokens * squares, smallest),
+  }
+
+
 def _statistics(score_PG: jax.Array) -> tuple[jax.Array, ...]:
   """Mean, deviation, share without a score, share of groups without spread."""
   scored_PG = ~jnp.isnan(score_PG)

@@ -31,6 +31,7 @@ def rollout(
   max_tokens: int,
   stop_ids: tuple[int, ...],
   temperature: float = 1.0,
+  greedy: bool = False,
 ) -> Rollout:
   """Samples `group_size` completions of each prompt.
 
@@ -44,14 +45,17 @@ def rollout(
     max_tokens: longest completion, T, in tokens.
     stop_ids: token ids that end a completion; they count as part of it.
     temperature: divides the logits; 0 takes the most probable token.
+    greedy: makes one more of each prompt, the last of its group, that always
+      takes the most probable token.
   """
-  P, G, T = prompts.tokens_PL.shape[0], group_size, max_tokens
+  P, G, T = prompts.tokens_PL.shape[0], group_size + greedy, max_tokens
   B = P * G
   hidden_PD, cache = prefill(params, prompts, model, G, T)
   head_DV = model.head(params)
   lengths_B = jnp.repeat(prompts.lengths_P, G)
   prompt_ids_B = jnp.repeat(prompts.ids_P, G)
   sample_ids_B = jnp.tile(jnp.arange(G), P)
+  greedy_B = sample_ids_B == G - 1 if greedy else None
   stops = jnp.array(stop_ids, jnp.int32)
   # The dice of all tokens at once: 5% of a decode step if thrown in it.
   uniform_TB = sampling.noise(key, prompt_ids_B, sample_ids_B, jnp.arange(T))
@@ -63,7 +67,9 @@ def rollout(
     logits_BV = jnp.matmul(
       hidden_BD, head_DV, preferred_element_type=accumulator(hidden_BD)
     )
-    token_B, logp_B = sampling.sample(logits_BV, uniform_TB[t], temperature)
+    token_B, logp_B = sampling.sample(
+      logits_BV, uniform_TB[t], temperature, greedy_B
+    )
     tokens_BT = tokens_BT.at[:, t].set(jnp.where(done_B, stops[0], token_B))
     logps_BT = logps_BT.at[:, t].set(
       jnp.where(done_B, 0.0, logp_B).astype(jnp.float32)

@@ -37,9 +37,14 @@ def noise(
 
 
 def sample(
-  logits_BV: jax.Array, uniform_B: jax.Array, temperature: float = 1.0
+  logits_BV: jax.Array,
+  uniform_B: jax.Array,
+  temperature: float = 1.0,
+  greedy_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws a token from softmax(logits / temperature); 0 is greedy.
+
+  So is a row of which `greedy_B` says so.
 
   Inverts the cumulative distribution, first over blocks of the vocabulary and
   then within one: a single random number a row. For 64 rows of 49,152 tokens
@@ -66,6 +71,8 @@ def sample(
     ]
     offset_B, _ = _invert(within_BC, rest_B[:, None])
     token_B = block_B * _BLOCK + offset_B
+    if greedy_B is not None:
+      token_B = jnp.where(greedy_B, jnp.argmax(logits_BV, axis=-1), token_B)
   else:
     token_B = jnp.argmax(logits_BV, axis=-1)
   logit_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)

@@ -81,3 +81,7 @@ class TrainState:
   opt_state: Any
   reference: Params | None = None  # Frozen policy of the KL term, if any.
   model_state: Any = None  # What a model learns without gradients.
+  # Name -> float32, weights of loss terms that follow what they weigh.
+  coefs: dict[str, jax.Array] = struct.field(default_factory=dict)
+  skipped: jax.Array | int = 0  # int32, optimizer steps in a row that were not
+  # taken, because loss or gradient was not finite.

@@ -28,6 +28,7 @@ from grpo_jax import (
   build,
   config,
   grpo,
+  likelihood,
   models,
   rollout,
   sharding,
@@ -140,7 +141,7 @@ def drifts(case, model):
   @jax.jit
   def run(params, prompts, key):
     rolled = roll(case, params, prompts, key, model=model)
-    logps_PGT = grpo.completion_logps(params, rolled, model=model)
+    logps_PGT = likelihood.likelihood(params, rolled, model=model).logps_PGT
     drift_PGT = jnp.abs(logps_PGT - rolled.logps_PGT)
     return rolled, jnp.where(rolled.actions_PGT, drift_PGT, 0)
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax import advantages, build, grpo, models, optim, types
+from grpo_jax import advantages, build, grpo, likelihood, models, optim, types
 from grpo_jax.losses import aggregate, policy
 from grpo_jax.rollout import rollout as sample
 
@@ -252,7 +252,11 @@ def test_log_probabilities_are_at_the_temperature_of_the_sampler():
   assert metrics['rollout/logp_drift'] > 0.1
 
   found_PGT = jax.jit(
-    lambda: grpo.completion_logps(params(), cold, model=MODEL, temperature=0.5)
+    lambda: (
+      likelihood.likelihood(
+        params(), cold, model=MODEL, temperature=0.5
+      ).logps_PGT
+    )
   )()
   expected_PGT = plain_logps(params(), cold, temperature=0.5)
   chosen_PGT = cold.actions_PGT

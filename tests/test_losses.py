@@ -75,7 +75,7 @@ def value_and_grad(logps, old, advantages, mask, loss, mean, kl_of=None):
 
 @pytest.mark.parametrize('mean', ['token_mean', 'sequence_mean', 'dr', 'dr9'])
 @pytest.mark.parametrize(
-  'loss', [{'name': 'grpo'} | c for c in CLIPS] + [{'name': 'reinforce'}]
+  'loss', [{'name': 'ppo_clip'} | c for c in CLIPS] + [{'name': 'reinforce'}]
 )
 def test_loss_and_gradient_equal_a_loop_over_tokens(loss, mean):
   mean = {
@@ -87,7 +87,7 @@ def test_loss_and_gradient_equal_a_loop_over_tokens(loss, mean):
     value, grad_PGT = value_and_grad(*map(jnp.asarray, arrays), loss, mean)
 
   logps_PGT, old_PGT, advantages_PG1, mask_PGT = arrays
-  one = grpo_loop if loss['name'] == 'grpo' else reinforce_loop
+  one = grpo_loop if loss['name'] == 'ppo_clip' else reinforce_loop
   expected, expected_grad_PGT = 0.0, np.zeros((P, G, T))
   for p, g, t in np.ndindex(P, G, T):
     weight = weight_loop(mean['name'], mask_PGT, p, g, t, mean.get('length', T))
@@ -107,7 +107,7 @@ def test_loss_and_gradient_equal_a_loop_over_tokens(loss, mean):
 def test_the_clip_fraction_marks_the_tokens_whose_gradient_is_cut(knobs):
   arrays = batch()
   with jax.enable_x64(True):
-    _, stats = policy.grpo(*map(jnp.asarray, arrays), **knobs)
+    _, stats = policy.ppo_clip(*map(jnp.asarray, arrays), **knobs)
   logps_PGT, old_PGT, advantages_PG1, _ = arrays
   expected_PGT = [
     grpo_loop(logps_PGT[i], old_PGT[i], advantages_PG1[*i[:2], 0], **knobs)[2]
@@ -132,7 +132,9 @@ def test_a_clip_never_stops_a_step_back_towards_the_old_policy(
 ):
   def loss(logp):
     one_111 = jnp.ones((1, 1, 1))
-    losses_111, _ = policy.grpo(logp, 0 * one_111, advantage * one_111, one_111)
+    losses_111, _ = policy.ppo_clip(
+      logp, 0 * one_111, advantage * one_111, one_111
+    )
     return losses_111[0, 0, 0]
 
   grad = jax.grad(loss)(jnp.full((1, 1, 1), math.log(ratio)))
@@ -143,7 +145,7 @@ def test_at_the_old_policy_the_clipped_gradient_is_the_policy_gradient():
   logps_PGT, _, advantages_PG1, mask_PGT = map(jnp.asarray, batch())
   arrays = logps_PGT, logps_PGT, advantages_PG1, mask_PGT
   mean = {'name': 'token_mean'}
-  _, clipped_PGT = value_and_grad(*arrays, {'name': 'grpo'}, mean)
+  _, clipped_PGT = value_and_grad(*arrays, {'name': 'ppo_clip'}, mean)
   _, plain_PGT = value_and_grad(*arrays, {'name': 'reinforce'}, mean)
   np.testing.assert_allclose(clipped_PGT, plain_PGT, rtol=1e-6)
   assert np.any(np.asarray(plain_PGT))
@@ -200,9 +202,9 @@ def test_every_kind_of_golden_record_is_there():
     for r in RECORDS
   }
   means = ('token_mean', 'sequence_mean', 'constant_length')
-  wanted = {('trl', 'grpo', mean) for mean in means}
+  wanted = {('trl', 'ppo_clip', mean) for mean in means}
   wanted |= {
-    ('verl', loss, mean) for loss in ('grpo', 'reinforce') for mean in means
+    ('verl', loss, mean) for loss in ('ppo_clip', 'reinforce') for mean in means
   }
   assert kinds == wanted
   assert any(r['kl_coef'] for r in RECORDS)

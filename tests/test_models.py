@@ -9,7 +9,7 @@ import numpy as np
 import numpy_llama
 import pytest
 
-from grpo_jax import grpo, models, optim, rollout, types
+from grpo_jax import grpo, likelihood, models, optim, rollout, types
 from grpo_jax.models import layers, llama
 
 V = 24
@@ -119,7 +119,9 @@ def gradient(params, model, group):
   weights_PGT = np.random.default_rng(3).normal(size=(2, 3, 4))
 
   def loss(params):
-    return jnp.sum(weights_PGT * grpo.completion_logps(params, r, model=model))
+    return jnp.sum(
+      weights_PGT * likelihood.likelihood(params, r, model=model).logps_PGT
+    )
 
   return jax.jit(jax.value_and_grad(loss))(params)
 

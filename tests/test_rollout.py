@@ -9,7 +9,7 @@ import numpy as np
 import numpy_llama
 import pytest
 
-from grpo_jax import grpo, models, rollout, types
+from grpo_jax import likelihood, models, rollout, types
 
 V, G, T = 24, 4, 10
 STOPS = (3, 7, 11)
@@ -53,9 +53,9 @@ def sample(params, prompts, seed=0, **knobs):
 @functools.partial(jax.jit, static_argnames='temperature')
 def update_logps(params, r, temperature=1.0):
   """What the update finds, laid out as the sampler writes it."""
-  logps_PGT = grpo.completion_logps(
+  logps_PGT = likelihood.likelihood(
     params, r, model=MODEL, temperature=temperature
-  )
+  ).logps_PGT
   return jnp.where(r.actions_PGT, logps_PGT, 0)
 
 

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 Stats = dict[str, jax.Array]
 
 
-def grpo(
+def ppo_clip(
   logps_PGT: jax.Array,
   old_logps_PGT: jax.Array,
-  advantages_PG1: jax.Array,
+  advantages_PGT: jax.Array,
   mask_PGT: jax.Array,
   *,
   clip_low: float = 0.2,
@@ -35,8 +35,8 @@ def grpo(
   del mask_PGT  # Every token stands alone; sequence-level losses need it.
   ratio_PGT = jnp.exp(logps_PGT - old_logps_PGT)
   clipped_PGT = jnp.clip(ratio_PGT, 1.0 - clip_low, 1.0 + clip_high)
-  free_PGT = ratio_PGT * advantages_PG1
-  bound_PGT = clipped_PGT * advantages_PG1
+  free_PGT = ratio_PGT * advantages_PGT
+  bound_PGT = clipped_PGT * advantages_PGT
   stats = {'clip_fraction': (bound_PGT < free_PGT).astype(jnp.float32)}
   return -jnp.minimum(free_PGT, bound_PGT), stats
 
@@ -44,9 +44,12 @@ def grpo(
 def reinforce(
   logps_PGT: jax.Array,
   old_logps_PGT: jax.Array,
-  advantages_PG1: jax.Array,
+  advantages_PGT: jax.Array,
   mask_PGT: jax.Array,
 ) -> tuple[jax.Array, Stats]:
   """The plain policy gradient, -A log p (Williams, 1992); for on-policy use."""
   del old_logps_PGT, mask_PGT
-  return -advantages_PG1 * logps_PGT, {}
+  return -advantages_PGT * logps_PGT, {}
+
+
+REGULARISED = ()

@@ -29,7 +29,7 @@ TRL_MEANS = {
   'dapo': 'token_mean',
   'dr_grpo': 'constant_length',
 }
-VERL_LOSSES = {'vanilla': 'grpo', 'gpg': 'reinforce'}
+VERL_LOSSES = {'vanilla': 'ppo_clip', 'gpg': 'reinforce'}
 VERL_MEANS = {
   'token-mean': 'token_mean',
   'seq-mean-token-mean': 'sequence_mean',
@@ -58,7 +58,7 @@ def of_trl(record: dict, tokens: int) -> dict | None:
   mean = {'name': TRL_MEANS[c['loss_type']]}
   if mean['name'] == 'constant_length':
     mean['length'] = c['max_completion_length']
-  loss = {'name': 'grpo', 'clip_low': c['epsilon']}
+  loss = {'name': 'ppo_clip', 'clip_low': c['epsilon']}
   loss['clip_high'] = c['epsilon_high']
   on_policy = record['old_per_token_logps'] is None
   return {
@@ -82,7 +82,7 @@ def of_verl(record: dict) -> dict | None:
   ):
     return None
   loss = {'name': VERL_LOSSES[record['loss']]}
-  if loss['name'] == 'grpo':
+  if loss['name'] == 'ppo_clip':
     loss |= {
       'clip_low': c['clip_ratio_low'],
       'clip_high': c['clip_ratio_high'],
