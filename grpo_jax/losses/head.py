@@ -1,5 +1,8 @@
 """Log-probabilities of given tokens, without logits of the whole batch.
 
+`token_logps` is all that most losses need; `token_stats` also gives the entropy
+of each token's distribution and the sum of its squared probabilities.
+
 At 32 completions of 1,024 tokens and a vocabulary of 150,000, the float32
 logits alone would take 20 GB. Here the head is applied to `chunk` tokens at a
 time and its logits are recomputed in the backward pass.
@@ -10,10 +13,20 @@ in a chunk, X = B*C tokens of a chunk.
 
 import math
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 
 from grpo_jax.models.layers import accumulator
+
+
+@struct.dataclass
+class TokenStats:
+  """Of the distribution that predicts each token; float32, with gradients."""
+
+  logps_BT: jax.Array  # log p of the token itself, nats.
+  entropies_BT: jax.Array | None = None  # -sum p log p, nats.
+  squares_BT: jax.Array | None = None  # sum p^2 over the vocabulary.
 
 
 def token_logps(
@@ -34,6 +47,25 @@ def token_logps(
     chunk: tokens whose logits exist at one time; less is less memory. At the
       least it is one token of each row.
   """
+  return token_stats(
+    hidden_BTD, head_DV, tokens_BT, temperature=temperature, chunk=chunk
+  ).logps_BT
+
+
+def token_stats(
+  hidden_BTD: jax.Array,
+  head_DV: jax.Array,
+  tokens_BT: jax.Array,
+  *,
+  temperature: float = 1.0,
+  chunk: int = 4096,
+  entropy: bool = False,
+  squares: bool = False,
+) -> TokenStats:
+  """`token_logps`, and in the same pass what else is asked for.
+
+  Entropy and squares are of the distribution at `temperature`, too.
+  """
   B, T, D = hidden_BTD.shape
 
   @jax.checkpoint
@@ -45,8 +77,17 @@ def token_logps(
     ) / (temperature or 1.0)
     tokens_X1 = tokens_BC.reshape(-1, 1)
     logit_X1 = jnp.take_along_axis(logits_XV, tokens_X1, axis=-1)
-    logps_X = logit_X1[:, 0] - jax.nn.logsumexp(logits_XV, axis=-1)
-    return logps_X.reshape(tokens_BC.shape)
+    totals_X = jax.nn.logsumexp(logits_XV, axis=-1)
+    found = TokenStats(logit_X1[:, 0] - totals_X)
+    if entropy or squares:
+      logps_XV = logits_XV - totals_X[:, None]
+      probs_XV = jnp.exp(logps_XV)
+    if entropy:
+      # Logits minus their own total: large ones would cost digits otherwise.
+      found = found.replace(entropies_BT=-jnp.sum(probs_XV * logps_XV, axis=-1))
+    if squares:
+      found = found.replace(squares_BT=jnp.sum(probs_XV**2, axis=-1))
+    return jax.tree.map(lambda x_X: x_X.reshape(tokens_BC.shape), found)
 
   if B * T <= chunk:
     return score(hidden_BTD, tokens_BT)
@@ -60,5 +101,5 @@ def token_logps(
     return x.swapaxes(0, 1)
 
   pieces = (cut(hidden_BTD), cut(tokens_BT))
-  logps = jax.lax.map(lambda piece: score(*piece), pieces)
-  return logps.swapaxes(0, 1).reshape(B, -1)[:, :T]
+  found = jax.lax.map(lambda piece: score(*piece), pieces)
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, -1)[:, :T], found)

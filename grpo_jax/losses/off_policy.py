@@ -1,0 +1,137 @@
+"""Weights that correct for who sampled: behaviour policy against trainer.
+
+log_ratio_PGT is the trainer's log-probability before the update less the
+sampler's, in nats. It is not zero where the sampler ran in another precision,
+in another program, or some updates ago. Each function maps it to weights_PGT,
+constants by which the surrogate of a token is multiplied:
+
+  none       1: the sampler's log-probs are the old policy; no pass is run
+  recompute  1: the trainer's log-probs are the old policy; no correction
+  truncate   the ratio, at most `cap`
+  mask       the ratio, and 0 outside of [low, high]
+
+`level` says of what the ratio is taken:
+
+  'token'     of the token itself: biased, little variance
+  'sequence'  of the completion, a product: unbiased, and with 0.012 nats a
+              token a hundred tokens make it 3.3
+  'mean'      the geometric mean over the completion's tokens
+
+Tokens that do not count have no part in a ratio; their weight means nothing.
+To add one, add a function: `config.off_policy.name` finds it by its name.
+
+Dimension key: P prompts, G completions each, T completion length.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def none(log_ratio_PGT: jax.Array, mask_PGT: jax.Array) -> jax.Array:
+  """No correction: ratios of the loss are to the policy that sampled."""
+  del mask_PGT
+  return jnp.ones_like(log_ratio_PGT)
+
+
+def recompute(log_ratio_PGT: jax.Array, mask_PGT: jax.Array) -> jax.Array:
+  """No correction: ratios of the loss are to the trainer before the update."""
+  del mask_PGT
+  return jnp.ones_like(log_ratio_PGT)
+
+
+def truncate(
+  log_ratio_PGT: jax.Array,
+  mask_PGT: jax.Array,
+  *,
+  cap: float = 2.0,
+  floor: float = 0.0,
+  level: str = 'token',
+) -> jax.Array:
+  """Truncated importance sampling (fengyao.notion.site/off-policy-rl).
+
+  verl's rollout_is with a threshold of 2, and TRL's token_truncate and
+  sequence_truncate, where clip_max (3) is `cap` and clip_min is `floor`. verl
+  also clamps log-ratios to 20 nats, which matters to no cap below exp(20).
+  Raises ValueError for an unknown level.
+  """
+  return jnp.clip(_ratio(log_ratio_PGT, mask_PGT, level), floor, cap)
+
+
+def mask(
+  log_ratio_PGT: jax.Array,
+  mask_PGT: jax.Array,
+  *,
+  low: float = 0.0,
+  high: float = 3.0,
+  level: str = 'sequence',
+) -> jax.Array:
+  """Masked importance sampling: ratios outside of [low, high] count nothing.
+
+  With level='token' IcePop (arxiv.org/abs/2510.18855; verl's threshold
+  'low_high'), with 'sequence' TRL's default, sequence_mask. Masked tokens stay
+  in the denominators. Raises ValueError for an unknown level.
+  """
+  ratio_PGT = _ratio(log_ratio_PGT, mask_PGT, level)
+  inside_PGT = (ratio_PGT >= low) & (ratio_PGT <= high)
+  return jnp.where(inside_PGT, ratio_PGT, 0.0)
+
+
+def describe(
+  log_ratio_PGT: jax.Array, mask_PGT: jax.Array
+) -> dict[str, jax.Array]:
+  """Numbers of how far sampler and trainer are apart, for the metrics.
+
+  effective_tokens     (sum w)^2 / (N sum w^2) over the N counted tokens with
+                       w their ratio: the share of the sample that is left
+  effective_sequences  the same over completions with tokens, w their product
+  drift_mean           mean |log-ratio| of counted tokens, nats
+  drift_max            the greatest, nats
+  chi2                 mean w^2 - 1 over tokens, as verl's chi2_token
+  """
+  mask_PGT = mask_PGT != 0
+  log_ratio_PGT = jnp.where(mask_PGT, log_ratio_PGT, 0.0)
+  tokens = jnp.maximum(jnp.sum(mask_PGT), 1)
+  drift_PGT = jnp.abs(log_ratio_PGT)
+  bounded_PGT = jnp.clip(log_ratio_PGT, -20.0, 20.0)  # Its square is a float32.
+  return {
+    'effective_tokens': _effective(log_ratio_PGT, mask_PGT),
+    'effective_sequences': _effective(
+      jnp.sum(log_ratio_PGT, axis=-1), jnp.any(mask_PGT, axis=-1)
+    ),
+    'drift_mean': jnp.sum(drift_PGT) / tokens,
+    'drift_max': jnp.max(drift_PGT),
+    'chi2': jnp.sum(jnp.expm1(2.0 * bounded_PGT)) / tokens,
+  }
+
+
+def _ratio(log_ratio_PGT, mask_PGT, level):
+  """Trainer's probability by sampler's, ratio_PGT; 1 where nothing counts."""
+  counted_PGT = mask_PGT != 0
+  log_ratio_PGT = jnp.where(counted_PGT, log_ratio_PGT, 0.0)
+  sums_PG1 = jnp.sum(log_ratio_PGT, axis=-1, keepdims=True)
+  match level:
+    case 'token':
+      found = log_ratio_PGT
+    case 'sequence':
+      found = sums_PG1
+    case 'mean':
+      counts_PG1 = jnp.sum(counted_PGT, axis=-1, keepdims=True)
+      found = sums_PG1 / jnp.maximum(counts_PG1, 1)
+    case _:
+      raise ValueError(
+        f"off_policy.level={level!r} is not 'token', 'sequence' or 'mean'"
+      )
+  found = jnp.broadcast_to(found, log_ratio_PGT.shape)
+  return jnp.exp(jax.lax.stop_gradient(found))
+
+
+def _effective(log_w, counted):
+  """(sum w)^2 / (N sum w^2); 1 where nothing is counted."""
+  log_w = jnp.where(counted, log_w, -jnp.inf)
+  # The greatest weight becomes 1: nothing overflows, and shares stay.
+  top = jnp.max(log_w)
+  w = jnp.exp(log_w - jnp.where(jnp.isfinite(top), top, 0.0))
+  total, squares = jnp.sum(w), jnp.sum(w**2)
+  size = jnp.sum(counted)
+  share = total**2 / jnp.maximum(size * squares, 1e-30)
+  return jnp.where(size > 0, share, 1.0)
