@@ -224,8 +224,8 @@ def test_weighted_k3_equals_a_loop(level):
 
 def test_an_unknown_level_is_refused_with_the_known_ones():
   one = jnp.ones((1, 1, 1))
-  with pytest.raises(ValueError, match="'mean' is not 'token' or 'mean'"):
-    kl.k3_weighted(one, one, old_logps_PGT=one, mask_PGT=one, level='mean')
+  with pytest.raises(ValueError, match="'sum' is not 'token' or 'mean'"):
+    kl.k3_weighted(one, one, old_logps_PGT=one, mask_PGT=one, level='sum')
 
 
 @pytest.mark.parametrize('name', [*PLAIN, 'k3_weighted'])
