@@ -31,10 +31,11 @@ that the function is given.
 
 A NaN reward means 'could not be scored': it is left out of every statistic, and
 gets zero advantage. Where the advantage is relative to the group, a group of
-equal rewards gets exactly zero: nothing is to be learnt from it. The exception
-is reinforce_pp_baseline, and gdpo over tokens: the batch's mean is taken away
-last. A completion that is the only one scored in its group is a group of equal
-rewards too; `keep_lone` gives it its reward as advantage, as verl does.
+equal rewards gets exactly zero: nothing is to be learnt from it. The exceptions
+are reinforce_pp_baseline and gdpo over tokens, from which the batch's mean is
+taken away last, and the tail that optimal_token_baseline leaves as it is. A
+completion that is the only one scored in its group is a group of equal rewards
+too; `keep_lone` gives it its reward as advantage, as verl does.
 
 Dimension key: P prompts, G completions each, T completion length.
 """
@@ -132,11 +133,13 @@ def opo(
   """Baseline weighted by length (OPO, arxiv.org/abs/2505.23585).
 
   It has the least variance if a completion's squared gradient grows with its
-  number of tokens. A group without tokens gets its rewards, on no token.
+  number of tokens. A group without tokens gets zero.
   """
   lengths_PG = jnp.sum(_counted(rewards_PG, mask_PGT), axis=-1)
   baseline_P1 = _mean(rewards_PG, lengths_PG, 1)
-  return _relative(rewards_PG, baseline_P1, keep_lone)
+  advantages_PG = _relative(rewards_PG, baseline_P1, keep_lone)
+  has_tokens_P1 = jnp.any(lengths_PG > 0, axis=1, keepdims=True)
+  return jnp.where(has_tokens_P1, advantages_PG, 0.0)
 
 
 def gpg(
@@ -302,9 +305,8 @@ def optimal_token_baseline(
   """
   counted_PGT = _counted(rewards_PG, mask_PGT)
   returns_PGT = _returns(token_rewards_PGT, counted_PGT)
-  probs_PGT = jnp.exp(jnp.where(counted_PGT, logps_PGT, 0.0))
-  steps_PGT = (1.0 - 2.0 * probs_PGT + squares_PGT) * correction_PGT**2
-  steps_PGT = jnp.where(counted_PGT, steps_PGT, 0.0)
+  steps_PGT = 1.0 - 2.0 * jnp.exp(logps_PGT) + squares_PGT
+  steps_PGT = jnp.where(counted_PGT, steps_PGT * correction_PGT**2, 0.0)
   energy_PGT = jnp.cumsum(steps_PGT, axis=-1)
 
   by_place = (returns_PGT, energy_PGT, counted_PGT)
