@@ -12,10 +12,10 @@ one with a default is a knob, which c.advantage may set.
   name                   advantage of completion i (m: group mean)     arxiv.org
   grpo                   (r - m) / (group std + eps)                  2402.03300
   dr_grpo                r - m                                        2503.20783
+  rloo                   r - mean of the others                       2402.14740
   batch_scaled           (r - m) / (batch std of r + eps)             2508.08221
   magistral              (r - m) / (batch std of r - m + eps)         2506.10910
   max_rl                 (r - m) / m                                  2602.02710
-  rloo                   r - mean of the others                       2402.14740
   opo                    r - mean weighted by length                  2505.23585
   gpg                    (r - m) B / (rewards that are not 0)         2504.02546
   gdpo                   sum of the parts' z-scores, batch-scaled     2601.05242
@@ -70,6 +70,29 @@ def dr_grpo(rewards_PG: jax.Array, *, keep_lone: bool = False) -> jax.Array:
   return _centred(rewards_PG, keep_lone)
 
 
+def rloo(
+  rewards_PG: jax.Array,
+  *,
+  normalize: bool = False,
+  eps: float = 1e-4,
+  keep_lone: bool = False,
+) -> jax.Array:
+  """Baseline is the mean of the others (RLOO, arxiv.org/abs/2402.14740).
+
+  `normalize` divides by the deviation over the batch, plus `eps`, as TRL's
+  normalize_advantages. It leaves a lone completion out of that deviation.
+  """
+  count_P1 = jnp.sum(_scored(rewards_PG), axis=1, keepdims=True)
+  advantages_PG = (
+    _centred(rewards_PG, keep_lone) * count_P1 / jnp.maximum(count_P1 - 1, 1)
+  )
+  if normalize:
+    # The batch's mean is not taken away: every group's is zero.
+    compared_PG = _scored(rewards_PG) & ~_lone(rewards_PG)
+    advantages_PG /= _deviation(advantages_PG, compared_PG) + eps
+  return advantages_PG
+
+
 def batch_scaled(rewards_PG: jax.Array, *, eps: float = 1e-4) -> jax.Array:
   """Group mean, deviation of all rewards (Lite PPO, arxiv.org/abs/2508.08221).
 
@@ -102,29 +125,6 @@ def max_rl(rewards_PG: jax.Array) -> jax.Array:
   solved_P1 = mean_P1 > 0
   scaled_PG = _centred(rewards_PG) / jnp.where(solved_P1, mean_P1, 1.0)
   return jnp.where(solved_P1, scaled_PG, 0.0)
-
-
-def rloo(
-  rewards_PG: jax.Array,
-  *,
-  normalize: bool = False,
-  eps: float = 1e-4,
-  keep_lone: bool = False,
-) -> jax.Array:
-  """Baseline is the mean of the others (RLOO, arxiv.org/abs/2402.14740).
-
-  `normalize` divides by the deviation over the batch, plus `eps`, as TRL's
-  normalize_advantages. It leaves a lone completion out of that deviation.
-  """
-  count_P1 = jnp.sum(_scored(rewards_PG), axis=1, keepdims=True)
-  advantages_PG = (
-    _centred(rewards_PG, keep_lone) * count_P1 / jnp.maximum(count_P1 - 1, 1)
-  )
-  if normalize:
-    # The batch's mean is not taken away: every group's is zero.
-    compared_PG = _scored(rewards_PG) & ~_lone(rewards_PG)
-    advantages_PG /= _deviation(advantages_PG, compared_PG) + eps
-  return advantages_PG
 
 
 def opo(
