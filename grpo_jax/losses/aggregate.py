@@ -4,6 +4,17 @@ Each function turns the mask of a whole minibatch into weights, before it is cut
 into microbatches or spread over devices, so that losses and gradients do not
 depend on either. Chosen by `config.aggregate.name`.
 
+  name             a token weighs one by the number of
+  token_mean       all tokens
+  sequence_mean    its completion's tokens, times completions
+  group_length     its group's tokens, times groups
+  constant_length  allowed tokens, times completions
+  sequence_sum     completions
+  token_sum        nothing: it weighs one
+
+`empty` says whether a completion without tokens is one of the completions:
+'count' as in TRL, 'skip' as in verl.
+
 Dimension key: P prompts, G completions each, T completion length.
 """
 
@@ -16,23 +27,52 @@ def token_mean(mask_PGT: jax.Array) -> jax.Array:
   return mask_PGT / jnp.maximum(jnp.sum(mask_PGT), 1)
 
 
-def sequence_mean(mask_PGT: jax.Array) -> jax.Array:
+def sequence_mean(mask_PGT: jax.Array, *, empty: str = 'count') -> jax.Array:
   """Mean over completions of their token means (arxiv.org/abs/2402.03300).
 
-  A token of a long completion weighs less. A completion without tokens counts
-  as one whose loss is zero, as in TRL.
+  A token of a long completion weighs less.
   """
-  P, G, _ = mask_PGT.shape
   lengths_PG1 = jnp.sum(mask_PGT, axis=-1, keepdims=True)
-  return mask_PGT / jnp.maximum(lengths_PG1, 1) / (P * G)
+  completions = _completions(mask_PGT, empty)
+  return mask_PGT / jnp.maximum(lengths_PG1, 1) / completions
+
+
+def group_length(mask_PGT: jax.Array) -> jax.Array:
+  """Token mean of each group, mean over groups (Magistral, 2506.10910).
+
+  A group without tokens counts as one whose loss is zero.
+  """
+  P = mask_PGT.shape[0]
+  tokens_P11 = jnp.sum(mask_PGT, axis=(1, 2), keepdims=True)
+  return mask_PGT / jnp.maximum(tokens_P11, 1) / P
 
 
 def constant_length(
-  mask_PGT: jax.Array, *, length: float | None = None
+  mask_PGT: jax.Array, *, length: float | None = None, empty: str = 'count'
 ) -> jax.Array:
   """Sum over tokens by a constant (Dr. GRPO, arxiv.org/abs/2503.20783).
 
   `length` in tokens is by default the longest completion that is allowed, T.
   """
-  P, G, T = mask_PGT.shape
-  return mask_PGT / (P * G * (length or T))
+  T = mask_PGT.shape[-1]
+  return mask_PGT / (_completions(mask_PGT, empty) * (length or T))
+
+
+def sequence_sum(mask_PGT: jax.Array, *, empty: str = 'count') -> jax.Array:
+  """Mean over completions of their sums (LUSPO, arxiv.org/abs/2602.05261)."""
+  return mask_PGT / _completions(mask_PGT, empty)
+
+
+def token_sum(mask_PGT: jax.Array) -> jax.Array:
+  """The plain sum over tokens (verl's token-sum): it grows with the batch."""
+  return mask_PGT / 1
+
+
+def _completions(mask_PGT: jax.Array, empty: str) -> jax.Array | int:
+  P, G, _ = mask_PGT.shape
+  match empty:
+    case 'count':
+      return P * G
+    case 'skip':
+      return jnp.maximum(jnp.sum(jnp.any(mask_PGT != 0, axis=-1)), 1)
+  raise ValueError(f"aggregate.empty={empty!r} is not 'count' or 'skip'")
