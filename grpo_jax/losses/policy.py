@@ -5,7 +5,8 @@
 
 loss_PGT is to be minimised; stats are arrays that are averaged over tokens into
 the metrics. With r the ratio p / p_old, s a ratio of whole completions, A the
-advantage and [x] for 'x without a gradient', a token's loss is
+advantage and [x] for 'x without a gradient', a token's loss is, in short, the
+third column; tests compare it with what the fourth names.
 
   name         paper             loss                        equal to
   ppo_clip     1707.06347        -min(r A, clip(r) A)        TRL grpo, rloo
@@ -19,13 +20,13 @@ advantage and [x] for 'x without a gradient', a token's loss is
   cispo_cap    2510.13786        -[min(r, cap)] A log p      TRL cispo
   sapo         2511.20347        -A sigmoid(t(r - 1)) 4/t    verl, TRL sapo
   vespo        2602.10693        -[phi(s)] A log p           TRL vespo
-  dppo_tv      2602.04879        -[min(r, cap) keep] A log p verl dppo_tv
+  dppo_tv      2602.04879        -[keep min(r, c)] A log p   verl dppo_tv
   dppo_kl      2602.04879        the same, keep by KL        verl dppo_kl
-  masked_pg    2602.04879        -keep A r + tau log(r)^2    prime-rl default
+  masked_pg    2602.04879        t log(r)^2 - keep A r       by hand
   reinforce    2504.02546 (GPG)  -A log p                    verl gpg
   kl_cov       2505.22617        -A r + chosen c |log r|     verl kl_cov
   dro          2405.19107        -A log p + b/2 log(r)^2     verl dro
-  kimi         2501.12599        -A log p + t/2 log(s)^2     its own gradient
+  kimi         2501.12599        -A log p + t/2 log(s)^2     by hand
 
 To try an idea, add a function: `config.loss.name` finds it by its name. What
 picks tokens out of a whole batch is in select.py (Clip-Cov is ppo_clip there),
@@ -87,14 +88,9 @@ def dual_clip(
   Under PPO's clip alone a bad token that became much likelier has a gradient
   without bound. Here it has none from a ratio of `cap` on. verl's `vanilla`.
   """
-  loss_PGT, stats = ppo_clip(
-    logps_PGT,
-    old_logps_PGT,
-    advantages_PGT,
-    mask_PGT,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    clamp=clamp,
+  ratio_PGT = _ratio(logps_PGT, old_logps_PGT, mask_PGT, clamp)
+  loss_PGT, stats = _clipped(
+    ratio_PGT, ratio_PGT, advantages_PGT, clip_low, clip_high
   )
   capped_PGT = jnp.minimum(loss_PGT, -cap * advantages_PGT)
   bad_PGT = advantages_PGT < 0
@@ -115,8 +111,7 @@ def two_sided(
 ) -> tuple[jax.Array, Stats]:
   """INTELLECT-2's bound on the free ratio (arxiv.org/abs/2505.07291).
 
-  Like `dual_clip` with cap=delta: the values agree where delta is above
-  1 + clip_high, and where it is below, good tokens end at delta too. TRL's
+  The same as `dual_clip` with cap=delta, if that is above 1 + clip_high. TRL's
   `delta`, with clamp=None.
   """
   ratio_PGT = _ratio(logps_PGT, old_logps_PGT, mask_PGT, clamp)
@@ -140,16 +135,8 @@ def gspo(
   importance_sampling_level='sequence', with clamp=None. It averages over
   completions: `sequence_mean`.
   """
-  return ppo_clip(
-    logps_PGT,
-    old_logps_PGT,
-    advantages_PGT,
-    mask_PGT,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    level='sequence',
-    clamp=clamp,
-  )
+  ratio_PGT = _ratio(logps_PGT, old_logps_PGT, mask_PGT, clamp, 'sequence')
+  return _clipped(ratio_PGT, ratio_PGT, advantages_PGT, clip_low, clip_high)
 
 
 def gspo_token(
@@ -195,16 +182,8 @@ def luspo(
   much as it has tokens, so that short ones are not favoured; with another
   average this is `gspo` and its bounds. TRL's `luspo`, with clamp=None.
   """
-  return ppo_clip(
-    logps_PGT,
-    old_logps_PGT,
-    advantages_PGT,
-    mask_PGT,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    level=level,
-    clamp=clamp,
-  )
+  ratio_PGT = _ratio(logps_PGT, old_logps_PGT, mask_PGT, clamp, level)
+  return _clipped(ratio_PGT, ratio_PGT, advantages_PGT, clip_low, clip_high)
 
 
 def gmpo(
