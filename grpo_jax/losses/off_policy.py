@@ -129,8 +129,7 @@ def _effective(log_w, counted):
   """(sum w)^2 / (N sum w^2); 1 where nothing is counted."""
   log_w = jnp.where(counted, log_w, -jnp.inf)
   # The greatest weight becomes 1: nothing overflows, and shares stay.
-  top = jnp.max(log_w)
-  w = jnp.exp(log_w - jnp.where(jnp.isfinite(top), top, 0.0))
+  w = jnp.exp(log_w - jnp.max(log_w))
   total, squares = jnp.sum(w), jnp.sum(w**2)
   size = jnp.sum(counted)
   share = total**2 / jnp.maximum(size * squares, 1e-30)
