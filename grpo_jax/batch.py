@@ -59,7 +59,9 @@ def prepare(
     old_logps_PGT = own.logps_PGT
     log_ratio_PGT = jnp.where(mask_PGT, old_logps_PGT - behaviour_PGT, 0.0)
     correction_PGT = off_policy(log_ratio_PGT, mask_PGT)
-    metrics |= metrics_lib.off_policy(log_ratio_PGT, correction_PGT, mask_PGT)
+    found = metrics_lib.off_policy(log_ratio_PGT, mask_PGT)
+    found['weight'] = metrics_lib.masked_mean(correction_PGT, mask_PGT)
+    metrics |= {f'off_policy/{name}': x for name, x in found.items()}
   reference_logps_PGT = None
   if reference_kl is not None:
     reference_logps_PGT = survey(state.reference, rollout).logps_PGT
