@@ -281,8 +281,8 @@ def _fill(run, p, score, state, batches):
   cursor = sharding.put(cursor, state.cursor.sharding)
   found = groups.total(numbers)
   found |= {'groups/batches': sampled, 'groups/thrown_away': thrown}
-  known_parts = found['time/rollout'] + found['time/reward']
-  found['time/groups'] = time.perf_counter() - begun - known_parts
+  timed = found['time/rollout'] + found['time/reward']
+  found['time/groups'] = time.perf_counter() - begun - timed
   return state.replace(history=known, cursor=cursor), *scored, failures, found
 
 
