@@ -110,7 +110,7 @@ def test_counts_must_be_positive(name, value):
       {'aggregate.name': 'sum'},
       ["'sum'", 'token_mean, sequence_mean, constant_length'],
     ),
-    ({'kl.name': 'k1'}, ["kl.name='k1'", 'k2, k3']),
+    ({'kl.name': 'k4'}, ["kl.name='k4'", 'k1, k2, k3']),
     ({'loss.name': 'reinforce'}, ['loss.clip_', 'it takes nothing']),
     ({'model.name': 'lama'}, ["model.name='lama'", 'llama']),
     ({'model.name': 'layers'}, ["model.name='layers'", 'llama']),
