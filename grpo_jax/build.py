@@ -19,6 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from grpo_jax import (
+  algorithms,
   checkpoint,
   datasets,
   grpo,
@@ -79,6 +80,7 @@ def cpu_devices(c: ConfigDict) -> int:
   `c.cpu_devices`, halved until the batches can be cut into so many, or 1 if
   `c.mesh` says itself how often. Raises ValueError for what config.check does.
   """
+  c = algorithms.resolve(c)
   config_lib.check(c)
   if c.mesh.data != -1:
     return 1
@@ -100,6 +102,7 @@ def build(
   Raises:
     ValueError, FileNotFoundError: naming the bad value and what is allowed.
   """
+  config = algorithms.resolve(config)
   config_lib.check(config)
   mesh = sharding.make_mesh(config.mesh, devices)
   _check_batches(config, sharding.batch_divisor(mesh))

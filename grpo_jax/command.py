@@ -2,6 +2,7 @@
 
 config = command.config_flag()
 command.run(main)      # main() may raise ValueError or FileNotFoundError
+command.given(config)  # what the command line says of it: name -> value
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import difflib
 import os
 import runpy
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 import jax
@@ -20,6 +22,11 @@ from grpo_jax import process
 def config_flag() -> flags.FlagHolder:
   """--config FILE[:argument], and --config.any.key=value to change it."""
   return config_flags.DEFINE_config_file('config', None, 'A file in configs/.')
+
+
+def given(config: flags.FlagHolder) -> dict[str, Any]:
+  """Values that --config.any.key=value flags have set, by any.key."""
+  return dict(config_flags.get_override_values(flags.FLAGS[config.name]))
 
 
 def run(main: Callable[[], None]) -> None:

@@ -73,6 +73,9 @@ def default() -> ConfigDict:
   c.host.workers = 0  # Processes that score; 0: as many as there are cores.
   c.host.pieces = 2  # A batch is sampled in so many: the host scores one while
   # the device samples the next.
+  c.algorithm = ''  # A published one (recipes.py), which sets all of the next
+  # sections but for what differs from here; '' is none.
+  c.resolved = ''  # The one whose values are in this config by now.
   c.advantage = ConfigDict({'name': 'grpo'})  # advantages.py, and its knobs.
   c.loss = ConfigDict({'name': 'ppo_clip', 'clip_low': 0.2, 'clip_high': 0.2})
   # losses/policy.py, and its knobs.
@@ -97,6 +100,10 @@ def default() -> ConfigDict:
   c.entropy.high = 1.0
   c.entropy.measure = False  # As a metric where it has no weight (the mean
   # surprise, rollout/entropy, is there in any case, and free).
+
+  c.truncated = 'count'
+  c.dynamic = ConfigDict({'batches': 1})
+  c.curriculum = ConfigDict({'name': 'none'})
 
   c.updates = ConfigDict()
   c.updates.passes = 1  # Times that a batch is gone through (mu in the paper).
