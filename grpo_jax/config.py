@@ -31,7 +31,8 @@ def default() -> ConfigDict:
   c.model.name = 'llama'  # models/<name>.py
   c.model.variant = 'tiny'  # A row of that file's VARIANTS.
   c.model.sizes = ConfigDict()  # Replace numbers of the variant (layers=2).
-  c.model.init = ''  # Weights: a .gguf, 'package:NAME/FILE'; '' is random.
+  c.model.init = ''  # Weights: a .gguf, 'package:NAME/FILE', the workdir of a
+  # run or one of its checkpoints (initial.py); '' is random.
   c.model.dtype = 'float32'  # bfloat16 is slow on CPU, and halves TPU memory.
   c.model.unroll = False  # Layers as straight code: faster on CPU, and to be
   # left alone on TPU, where it costs compile time and gains nothing.
