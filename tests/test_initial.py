@@ -49,7 +49,7 @@ def source(tmp_path_factory):
     state = state.replace(step=jax.numpy.int32(step), params=params)
     checkpoint.save(manager, state.replace(reference=params))
   manager.close()
-  return workdir, state.replace(params=None), jax.tree.map(np.array, newest)
+  return workdir, jax.tree.map(np.array, newest)
 
 
 def assert_same(found, expected):
@@ -61,18 +61,18 @@ def assert_same(found, expected):
 
 
 def test_a_run_starts_from_the_newest_checkpoint_of_another(source):
-  workdir, _, newest = source
+  workdir, newest = source
   assert_same(params_of(workdir), newest)
 
 
 def test_a_run_starts_from_the_checkpoint_that_is_named(source):
-  workdir, _, newest = source
+  workdir, newest = source
   older = jax.tree.map(lambda w: w / 2, newest)
   assert_same(params_of(workdir / 'checkpoints' / '2'), older)
 
 
 def test_the_weights_come_back_sharded_over_eight_devices(source):
-  workdir, _, newest = source
+  workdir, newest = source
   found = params_of(workdir, fsdp=8)
   assert_same(found, newest)
   sizes = {x.sharding.num_devices for x in jax.tree.leaves(found)}
@@ -82,7 +82,7 @@ def test_the_weights_come_back_sharded_over_eight_devices(source):
 
 
 def test_a_run_that_started_from_another_begins_at_step_0(source):
-  workdir, _, _ = source
+  workdir, _ = source
   c = tiny(init=str(workdir))
   c.tokenizer.path = str(workdir / 'tokenizer.model')
   state = train.start(build.build(c, str(workdir.parent / 'begins')))
@@ -101,20 +101,20 @@ def refused(c, workdir, *words):
 
 
 def test_another_shape_is_refused_by_name(source, tmp_path):
-  workdir, _, _ = source
+  workdir, _ = source
   c = tiny(init=str(workdir), sizes=dict(layers=3))
   c.tokenizer.path = str(workdir / 'tokenizer.model')
   refused(c, tmp_path / 'run', 'layers/', 'is [2, ', '[3, ', 'expected')
 
 
 def test_a_missing_tokenizer_is_named(source, tmp_path):
-  workdir, _, _ = source
+  workdir, _ = source
   path = str(workdir / 'tokenizer.model')
   refused(tiny(init=str(workdir)), tmp_path / 'run', f"tokenizer.path='{path}'")
 
 
 def test_the_tokenizer_of_a_run_with_a_published_one_is_named(source, tmp_path):
-  workdir, _, _ = source
+  workdir, _ = source
   other = tmp_path / 'other'
   other.mkdir()
   (other / 'config.json').write_text(json.dumps({'tokenizer': {'path': 'x.y'}}))
@@ -132,7 +132,7 @@ def test_the_tokenizer_of_a_run_with_a_published_one_is_named(source, tmp_path):
   ],
 )
 def test_a_path_without_weights_is_refused(source, tmp_path, path, words):
-  workdir, _, _ = source
+  workdir, _ = source
   if path == 'damaged':  # What tells what is in it.
     shutil.copytree(workdir, workdir.parent / path)
     step = workdir.parent / path / 'checkpoints' / '10' / 'default'
@@ -150,7 +150,7 @@ def test_a_path_without_weights_is_refused(source, tmp_path, path, words):
 
 @pytest.mark.slow
 def test_a_command_line_goes_on_from_a_run(source, tmp_path):
-  workdir, _, newest = source
+  workdir, newest = source
   flags = [
     '--config.pretrain.steps=0',
     f'--config.model.init={workdir}',
