@@ -59,26 +59,42 @@ def describe(rollout: Rollout, rewards: Rewards) -> Metrics:
   }
 
 
-def off_policy(
-  log_ratio_PGT: jax.Array, weights_PGT: jax.Array, mask_PGT: jax.Array
-) -> Metrics:
-  """How far the policy that trains is from the one that sampled.
+def off_policy(log_ratio_PGT: jax.Array, mask_PGT: jax.Array) -> Metrics:
+  """Numbers of how far sampler and trainer are apart, for the metrics.
 
-  The effective sample size is the share of tokens that would tell as much if
-  they all weighed the same, sum(w)**2 / (N sum(w**2)).
+  effective_tokens     (sum w)^2 / (N sum w^2) over the N counted tokens with
+                       w their ratio: the share of the sample that is left
+  effective_sequences  the same over completions with tokens, w their product
+  drift_mean           mean |log-ratio| of counted tokens, nats
+  drift_max            the greatest, nats
+  chi2                 mean w^2 - 1 over tokens, as verl's chi2_token
   """
-  drift_PGT = jnp.where(mask_PGT, jnp.abs(log_ratio_PGT), 0.0)
-  weights_PGT = jnp.where(mask_PGT, weights_PGT, 0.0)
-  total, squares = jnp.sum(weights_PGT), jnp.sum(jnp.square(weights_PGT))
+  mask_PGT = mask_PGT != 0
+  log_ratio_PGT = jnp.where(mask_PGT, log_ratio_PGT, 0.0)
   tokens = jnp.maximum(jnp.sum(mask_PGT), 1)
-  smallest = jnp.finfo(weights_PGT.dtype).tiny
+  drift_PGT = jnp.abs(log_ratio_PGT)
+  bounded_PGT = jnp.clip(log_ratio_PGT, -20.0, 20.0)  # Its square is a float32.
   return {
-    'off_policy/drift': jnp.sum(drift_PGT) / tokens,
-    'off_policy/drift_max': jnp.max(drift_PGT),
-    'off_policy/weight': total / tokens,
-    'off_policy/effective': jnp.square(total)
-    / jnp.maximum(tokens * squares, smallest),
+    'effective_tokens': _effective(log_ratio_PGT, mask_PGT),
+    'effective_sequences': _effective(
+      jnp.sum(log_ratio_PGT, axis=-1), jnp.any(mask_PGT, axis=-1)
+    ),
+    'drift_mean': jnp.sum(drift_PGT) / tokens,
+    'drift_max': jnp.max(drift_PGT),
+    'chi2': jnp.sum(jnp.expm1(2.0 * bounded_PGT)) / tokens,
   }
+
+
+def _effective(log_w, counted):
+  """(sum w)^2 / (N sum w^2); 1 where nothing is counted."""
+  log_w = jnp.where(counted, log_w, -jnp.inf)
+  # The greatest weight becomes 1: nothing overflows, and shares stay.
+  top = jnp.max(log_w)
+  w = jnp.exp(log_w - jnp.where(jnp.isfinite(top), top, 0.0))
+  total, squares = jnp.sum(w), jnp.sum(w**2)
+  size = jnp.sum(counted)
+  share = total**2 / jnp.maximum(size * squares, 1e-30)
+  return jnp.where(size > 0, share, 1.0)
 
 
 def _statistics(score_PG: jax.Array) -> tuple[jax.Array, ...]:

@@ -55,7 +55,7 @@ def entropy(
 
   Args:
     coef: of the update that was done, whether or not its gate was open.
-    entropy: token mean of that update, in nats.
+    entropy: token mean over that step's whole minibatch, in nats.
     target: the entropy to hold, in nats; at it the coefficient still grows.
     step: by how much the coefficient grows below the target, or shrinks above.
     low: least coefficient.

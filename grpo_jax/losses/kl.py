@@ -80,8 +80,8 @@ def k3_weighted(
     reference_logps_PGT: of the reference.
     old_logps_PGT: of the policy before the update.
     mask_PGT: tokens that count; the others get 0.
-    level: 'token' for each token's own ratio; 'sequence' for the geometric
-      mean over a completion, as TRL has it beside GSPO (biased).
+    level: 'token' for each token's own ratio; 'mean' for the geometric mean
+      over a completion, as TRL has it beside GSPO (biased).
     exponent_cap: bound of both log-ratios, in nats. The sources have none; a
       product of two exponentials of 45 overflows float32.
 
@@ -90,12 +90,12 @@ def k3_weighted(
   """
   mask_PGT = mask_PGT != 0
   log_ratio_PGT = jnp.where(mask_PGT, logps_PGT - old_logps_PGT, 0.0)
-  if level == 'sequence':
+  if level == 'mean':
     counts_PG1 = jnp.maximum(jnp.sum(mask_PGT, axis=-1, keepdims=True), 1)
     sums_PG1 = jnp.sum(log_ratio_PGT, axis=-1, keepdims=True)
     log_ratio_PGT = sums_PG1 / counts_PG1
   elif level != 'token':
-    raise ValueError(f"kl.level={level!r} is not 'token' or 'sequence'")
+    raise ValueError(f"kl.level={level!r} is not 'token' or 'mean'")
   ratio_PGT = jnp.exp(_clamp(log_ratio_PGT, exponent_cap))
   logps_PGT = jnp.where(mask_PGT, logps_PGT, reference_logps_PGT)
   return ratio_PGT * k3(

@@ -12,10 +12,10 @@ constants by which the surrogate of a token is multiplied:
 
 `level` says of what the ratio is taken:
 
-  'token'     of the token itself: biased, little variance
-  'sequence'  of the completion, a product: unbiased, and with 0.012 nats a
-              token a hundred tokens make it 3.3
-  'mean'      the geometric mean over the completion's tokens
+  'token'  of the token itself: biased, little variance
+  'sum'    of the completion, a product over its tokens: unbiased, and with
+           0.012 nats a token a hundred tokens make it 3.3
+  'mean'   of the completion, the geometric mean over its tokens
 
 Tokens that do not count have no part in a ratio; their weight means nothing.
 To add one, add a function: `config.off_policy.name` finds it by its name.
@@ -63,45 +63,17 @@ def mask(
   *,
   low: float = 0.0,
   high: float = 3.0,
-  level: str = 'sequence',
+  level: str = 'sum',
 ) -> jax.Array:
   """Masked importance sampling: ratios outside of [low, high] count nothing.
 
   With level='token' IcePop (arxiv.org/abs/2510.18855; verl's threshold
-  'low_high'), with 'sequence' TRL's default, sequence_mask. Masked tokens stay
+  'low_high'), with 'sum' TRL's default, sequence_mask. Masked tokens stay
   in the denominators. Raises ValueError for an unknown level.
   """
   ratio_PGT = _ratio(log_ratio_PGT, mask_PGT, level)
   inside_PGT = (ratio_PGT >= low) & (ratio_PGT <= high)
   return jnp.where(inside_PGT, ratio_PGT, 0.0)
-
-
-def describe(
-  log_ratio_PGT: jax.Array, mask_PGT: jax.Array
-) -> dict[str, jax.Array]:
-  """Numbers of how far sampler and trainer are apart, for the metrics.
-
-  effective_tokens     (sum w)^2 / (N sum w^2) over the N counted tokens with
-                       w their ratio: the share of the sample that is left
-  effective_sequences  the same over completions with tokens, w their product
-  drift_mean           mean |log-ratio| of counted tokens, nats
-  drift_max            the greatest, nats
-  chi2                 mean w^2 - 1 over tokens, as verl's chi2_token
-  """
-  mask_PGT = mask_PGT != 0
-  log_ratio_PGT = jnp.where(mask_PGT, log_ratio_PGT, 0.0)
-  tokens = jnp.maximum(jnp.sum(mask_PGT), 1)
-  drift_PGT = jnp.abs(log_ratio_PGT)
-  bounded_PGT = jnp.clip(log_ratio_PGT, -20.0, 20.0)  # Its square is a float32.
-  return {
-    'effective_tokens': _effective(log_ratio_PGT, mask_PGT),
-    'effective_sequences': _effective(
-      jnp.sum(log_ratio_PGT, axis=-1), jnp.any(mask_PGT, axis=-1)
-    ),
-    'drift_mean': jnp.sum(drift_PGT) / tokens,
-    'drift_max': jnp.max(drift_PGT),
-    'chi2': jnp.sum(jnp.expm1(2.0 * bounded_PGT)) / tokens,
-  }
 
 
 def _ratio(log_ratio_PGT, mask_PGT, level):
@@ -112,26 +84,14 @@ def _ratio(log_ratio_PGT, mask_PGT, level):
   match level:
     case 'token':
       found = log_ratio_PGT
-    case 'sequence':
+    case 'sum':
       found = sums_PG1
     case 'mean':
       counts_PG1 = jnp.sum(counted_PGT, axis=-1, keepdims=True)
       found = sums_PG1 / jnp.maximum(counts_PG1, 1)
     case _:
       raise ValueError(
-        f"off_policy.level={level!r} is not 'token', 'sequence' or 'mean'"
+        f"off_policy.level={level!r} is not 'token', 'sum' or 'mean'"
       )
   found = jnp.broadcast_to(found, log_ratio_PGT.shape)
   return jnp.exp(jax.lax.stop_gradient(found))
-
-
-def _effective(log_w, counted):
-  """(sum w)^2 / (N sum w^2); 1 where nothing is counted."""
-  log_w = jnp.where(counted, log_w, -jnp.inf)
-  # The greatest weight becomes 1: nothing overflows, and shares stay.
-  top = jnp.max(log_w)
-  w = jnp.exp(log_w - jnp.where(jnp.isfinite(top), top, 0.0))
-  total, squares = jnp.sum(w), jnp.sum(w**2)
-  size = jnp.sum(counted)
-  share = total**2 / jnp.maximum(size * squares, 1e-30)
-  return jnp.where(size > 0, share, 1.0)
