@@ -54,7 +54,8 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
   )
   count = len(found[BEFORE]['accuracy']['values'])
   lines = [
-    f'| algorithm | accuracy ({count} seeds) | reward | length (tokens) '
+    f'| algorithm | accuracy ({count} seed{"s" * (count > 1)}) | reward '
+    '| length (tokens) '
     '| reasons | seconds a step |',
     '| --- | --- | --- | --- | --- | --- |',
   ]

@@ -350,7 +350,14 @@ def clip_cov() -> dict:
     advantage=dict(name='grpo'),
     # With bounds of 1 the selection clips alone, as in the authors' script.
     loss=dict(name='ppo_clip', clip_low=1.0, clip_high=1.0),
-    select=dict(name='clip_cov', share=2e-4, low=1.0, high=5.0),
+    select=dict(
+      name='clip_cov',
+      share=2e-4,
+      low=1.0,
+      high=5.0,
+      clip_low=1.0,
+      clip_high=1.0,
+    ),
     aggregate=dict(name='token_mean'),
     updates=dict(minibatches=8),  # 256 by 32 prompts; unchecked.
   )

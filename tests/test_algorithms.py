@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import command
+import jax
 from ml_collections import ConfigDict
 import pytest
 
-from grpo_jax import algorithms, config, recipes
+from grpo_jax import algorithms, build, config, recipes
 
 NAMES = algorithms.names()
 CONFIGS = sorted((command.ROOT / 'configs').glob('*.py'))
@@ -45,6 +46,28 @@ def test_what_a_recipe_names_exists_and_takes_its_knobs(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_a_recipe_makes_a_config_that_passes(name):
   config.check(algorithms.resolve(with_algorithm(name)).lock())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_update_of_a_recipe_traces_and_keeps_the_form_of_the_state(
+  name, tmp_path
+):
+  c = with_algorithm(name)
+  c.model.sizes = dict(layers=1)
+  c.data.update(prompts=32, knobs={'problems': 200})
+  c.rollout.update(group_size=4, max_tokens=8)
+  c.eval.update(problems=8, batch=8)
+  run = build.build(c, str(tmp_path / 'run'), jax.devices()[:1])
+  f, state = build.functions(run), build.templates(run)[1]
+  prompts, key = build.train_batch(run, 0), jax.random.key(0)
+  with jax.set_mesh(run.mesh):
+    rolled = jax.eval_shape(f.rollout, state.params, prompts, key)
+    scored = jax.eval_shape(f.reward, rolled, prompts, run.text)
+    after, metrics = jax.eval_shape(f.update, state, rolled, scored)
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+    assert (x.shape, x.dtype) == (y.shape, y.dtype)
+  assert metrics['loss'].shape == ()
 
 
 @pytest.mark.parametrize('name', NAMES)
