@@ -426,13 +426,7 @@ def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
   """
   module, knobs = _CHOICES[section], dict(knobs)
   name = knobs.pop('name', None)
-  functions = {
-    key: value
-    for key, value in vars(module).items()
-    if inspect.isfunction(value)
-    and value.__module__ == module.__name__
-    and not key.startswith('_')
-  }
+  functions = variants(module)
   _check_choice(f'{section}.name', name, functions)
   for knob in _NOT_KNOBS.get(section, ()):
     knobs.pop(knob, None)
@@ -446,6 +440,17 @@ def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
         f'it takes {", ".join(takes) or "nothing"}'
       )
   return function, knobs
+
+
+def variants(module) -> dict[str, Callable]:
+  """Its public functions, by their names."""
+  return {
+    name: value
+    for name, value in vars(module).items()
+    if inspect.isfunction(value)
+    and value.__module__ == module.__name__
+    and not name.startswith('_')
+  }
 
 
 def asks(section: str, c: ConfigDict) -> list[str]:
