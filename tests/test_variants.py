@@ -134,8 +134,7 @@ TABLE = {
   'more': {
     'entropy': BATCH,
     'entropy of some': BATCH,
-    'steps': BATCH
-    | {'prompts': 'a minibatch is made of other groups'},
+    'steps': BATCH | {'prompts': 'a minibatch is made of other groups'},
   },
 }
 
@@ -178,6 +177,10 @@ PLACES = [('', *row) for row in NAMES] + [
 ]
 
 
+# Rows on four pairs of devices, weights cut in four.
+CUBE = dict(data=2, fsdp=2, tensor=2)
+
+
 @functools.cache
 def variant(room, name, where=''):
   """The keywords of grpo_update; the same ones for the same variant."""
@@ -192,11 +195,10 @@ def variant(room, name, where=''):
   return more
 
 
-def batch(name='', **fields):
-  """Arrays of an update, in float64."""
-  if name.startswith('k') or name.startswith('abs'):
-    fields['reference'] = bigram.params(1)
-  return bigram.state(**fields), bigram.roll(), bigram.score()
+def batch():
+  """Arrays of an update; in float64, where that is the default."""
+  before = bigram.state(reference=bigram.params(1))
+  return before, bigram.roll(), bigram.score()
 
 
 def reorder(order_PG, rollout, rewards):
@@ -231,9 +233,9 @@ def widen(rollout):
   return wide.replace(logps_PGT=logps_PGT)
 
 
-def spread(before, rollout, rewards):
-  """The same arrays on 8 devices: rows on four pairs, weights cut in four."""
-  mesh = sharding.make_mesh(dict(data=2, fsdp=2, expert=1, context=1, tensor=2))
+def spread(before, rollout, rewards, **sizes):
+  """The same arrays on a mesh of 8 devices."""
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | sizes)
   layout = sharding.param_shardings(bigram.MODEL, sharding.TRAIN, mesh)
   whole = sharding.replicated(mesh)
   placed = jax.device_put(before, whole)
@@ -258,6 +260,21 @@ def is_same(found, wanted):
     np.allclose(x, y, rtol=1e-9 if np.ndim(x) else 1e-6, atol=1e-11)
     for x, y in pairs
   )
+
+
+# Everything that looks at the whole batch, in one update.
+ALL = dict(
+  advantage=advantages.reinforce_pp,
+  policy_loss=policy.dual_clip,
+  select=FORKS,
+  off_policy=functools.partial(off_policy.truncate, cap=1.2),
+  aggregate=aggregate.group_length,
+  kl=kl.k3_weighted,
+  kl_coef=0.1,
+  entropy_coef=0.1,
+  passes=2,
+  minibatches=2,
+)
 
 
 def assert_says(claim, holds):
@@ -288,7 +305,7 @@ def test_how_a_batch_is_laid_out_does_not_matter(where, room, name):
   knobs, claims = variant(room, name, where), TABLE[room][name]
   rng = np.random.default_rng(4)
   with jax.enable_x64(True):
-    before, rollout, rewards = batch(name)
+    before, rollout, rewards = batch()
     wanted = bigram.update(before, rollout, rewards, **knobs)
     assert wanted[1]['grad_norm'] > 0.01
     assert wanted[1]['update/skipped'] == 0
@@ -303,10 +320,36 @@ def test_how_a_batch_is_laid_out_does_not_matter(where, room, name):
     found = bigram.update(before, *other, **knobs)
     assert_says(claims['completions'], is_same(found, wanted))
 
-    other = spread(before, widen(rollout), rewards)
+    other = spread(before, widen(rollout), rewards, **CUBE)
     found = bigram.update(*other, microbatches=4, **knobs)
     assert_says(claims['cut'], is_same(found, wanted))
 
+
+@pytest.fixture(scope='module')
+def whole():
+  with jax.enable_x64(True):
+    return bigram.update(*batch(), **ALL)
+
+
+@pytest.mark.parametrize('microbatches', [2, 4, 8])
+def test_microbatches_change_nothing(whole, microbatches):
+  with jax.enable_x64(True):
+    found = bigram.update(*batch(), microbatches=microbatches, **ALL)
+  assert is_same(found, whole)
+
+
+@pytest.mark.parametrize('sizes', [dict(data=8), dict(fsdp=8)], ids=str)
+def test_devices_change_nothing(whole, sizes):
+  with jax.enable_x64(True):
+    found = bigram.update(*spread(*batch(), **sizes), **ALL)
+  assert is_same(found, whole)
+
+
+def test_wider_padding_changes_nothing(whole):
+  with jax.enable_x64(True):
+    before, rollout, rewards = batch()
+    found = bigram.update(before, widen(rollout), rewards, **ALL)
+  assert is_same(found, whole)
 
 
 @pytest.mark.parametrize('name', TABLE['advantage'])
