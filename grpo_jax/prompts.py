@@ -173,9 +173,9 @@ def encode(
     answers_PC[p, : len(answer)] = list(answer)
     ids_P[p] = example.id
   references = {}
-  for name, rows in refer(list(known.values())).items():
+  for name, found in refer(list(known.values())).items():
     references[name] = np.full((P, widths[name]), -1, np.int32)
-    for p, row in zip(known, rows, strict=True):
+    for p, row in zip(known, found, strict=True):
       references[name][p, : len(row)] = row
   rows_P = np.full(P, -1, np.int32)
   if rows is not None:
