@@ -12,10 +12,10 @@ one with a default is a knob, which c.advantage may set.
   name                   advantage of completion i (m: group mean)     arxiv.org
   grpo                   (r - m) / (group std + eps)                  2402.03300
   dr_grpo                r - m                                        2503.20783
+  rloo                   r - mean of the others                       2402.14740
   batch_scaled           (r - m) / (batch std of r + eps)             2508.08221
   magistral              (r - m) / (batch std of r - m + eps)         2506.10910
   max_rl                 (r - m) / m                                  2602.02710
-  rloo                   r - mean of the others                       2402.14740
   opo                    r - mean weighted by length                  2505.23585
   gpg                    (r - m) B / (rewards that are not 0)         2504.02546
   gdpo                   sum of the parts' z-scores, batch-scaled     2601.05242
@@ -31,10 +31,11 @@ that the function is given.
 
 A NaN reward means 'could not be scored': it is left out of every statistic, and
 gets zero advantage. Where the advantage is relative to the group, a group of
-equal rewards gets exactly zero: nothing is to be learnt from it. The exception
-is reinforce_pp_baseline, and gdpo over tokens: the batch's mean is taken away
-last. A completion that is the only one scored in its group is a group of equal
-rewards too; `keep_lone` gives it its reward as advantage, as verl does.
+equal rewards gets exactly zero: nothing is to be learnt from it. The exceptions
+are reinforce_pp_baseline and gdpo over tokens, from which the batch's mean is
+taken away last, and the tail that optimal_token_baseline leaves as it is. A
+completion that is the only one scored in its group is a group of equal rewards
+too; `keep_lone` gives it its reward as advantage, as verl does.
 
 Dimension key: P prompts, G completions each, T completion length.
 """
@@ -67,6 +68,29 @@ def grpo(
 def dr_grpo(rewards_PG: jax.Array, *, keep_lone: bool = False) -> jax.Array:
   """Centre only: no bonus for too-easy prompts (arxiv.org/abs/2503.20783)."""
   return _centred(rewards_PG, keep_lone)
+
+
+def rloo(
+  rewards_PG: jax.Array,
+  *,
+  normalize: bool = False,
+  eps: float = 1e-4,
+  keep_lone: bool = False,
+) -> jax.Array:
+  """Baseline is the mean of the others (RLOO, arxiv.org/abs/2402.14740).
+
+  `normalize` divides by the deviation over the batch, plus `eps`, as TRL's
+  normalize_advantages. It leaves a lone completion out of that deviation.
+  """
+  count_P1 = jnp.sum(_scored(rewards_PG), axis=1, keepdims=True)
+  advantages_PG = (
+    _centred(rewards_PG, keep_lone) * count_P1 / jnp.maximum(count_P1 - 1, 1)
+  )
+  if normalize:
+    # The batch's mean is not taken away: every group's is zero.
+    compared_PG = _scored(rewards_PG) & ~_lone(rewards_PG)
+    advantages_PG /= _deviation(advantages_PG, compared_PG) + eps
+  return advantages_PG
 
 
 def batch_scaled(rewards_PG: jax.Array, *, eps: float = 1e-4) -> jax.Array:
@@ -103,40 +127,19 @@ def max_rl(rewards_PG: jax.Array) -> jax.Array:
   return jnp.where(solved_P1, scaled_PG, 0.0)
 
 
-def rloo(
-  rewards_PG: jax.Array,
-  *,
-  normalize: bool = False,
-  eps: float = 1e-4,
-  keep_lone: bool = False,
-) -> jax.Array:
-  """Baseline is the mean of the others (RLOO, arxiv.org/abs/2402.14740).
-
-  `normalize` divides by the deviation over the batch, plus `eps`, as TRL's
-  normalize_advantages. It leaves a lone completion out of that deviation.
-  """
-  count_P1 = jnp.sum(_scored(rewards_PG), axis=1, keepdims=True)
-  advantages_PG = (
-    _centred(rewards_PG, keep_lone) * count_P1 / jnp.maximum(count_P1 - 1, 1)
-  )
-  if normalize:
-    # The batch's mean is not taken away: every group's is zero.
-    compared_PG = _scored(rewards_PG) & ~_lone(rewards_PG)
-    advantages_PG /= _deviation(advantages_PG, compared_PG) + eps
-  return advantages_PG
-
-
 def opo(
   rewards_PG: jax.Array, *, mask_PGT: jax.Array, keep_lone: bool = False
 ) -> jax.Array:
   """Baseline weighted by length (OPO, arxiv.org/abs/2505.23585).
 
   It has the least variance if a completion's squared gradient grows with its
-  number of tokens. A group without tokens gets its rewards, on no token.
+  number of tokens. A group without tokens gets zero.
   """
   lengths_PG = jnp.sum(_counted(rewards_PG, mask_PGT), axis=-1)
   baseline_P1 = _mean(rewards_PG, lengths_PG, 1)
-  return _relative(rewards_PG, baseline_P1, keep_lone)
+  advantages_PG = _relative(rewards_PG, baseline_P1, keep_lone)
+  has_tokens_P1 = jnp.any(lengths_PG > 0, axis=1, keepdims=True)
+  return jnp.where(has_tokens_P1, advantages_PG, 0.0)
 
 
 def gpg(
@@ -302,9 +305,8 @@ def optimal_token_baseline(
   """
   counted_PGT = _counted(rewards_PG, mask_PGT)
   returns_PGT = _returns(token_rewards_PGT, counted_PGT)
-  probs_PGT = jnp.exp(jnp.where(counted_PGT, logps_PGT, 0.0))
-  steps_PGT = (1.0 - 2.0 * probs_PGT + squares_PGT) * correction_PGT**2
-  steps_PGT = jnp.where(counted_PGT, steps_PGT, 0.0)
+  steps_PGT = 1.0 - 2.0 * jnp.exp(logps_PGT) + squares_PGT
+  steps_PGT = jnp.where(counted_PGT, steps_PGT * correction_PGT**2, 0.0)
   energy_PGT = jnp.cumsum(steps_PGT, axis=-1)
 
   by_place = (returns_PGT, energy_PGT, counted_PGT)

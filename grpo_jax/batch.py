@@ -33,6 +33,7 @@ class Batch:
   selected_PGT: jax.Array | None = None  # bool: its surrogate counts.
   weights_PGT: jax.Array | None = None  # Of a token in the loss.
   share_PGT: jax.Array | None = None  # Of a token in a plain token mean.
+  bonus_PGT: jax.Array | None = None  # Of a token in the mean entropy.
 
 
 def prepare(
@@ -65,10 +66,9 @@ def prepare(
   reference_logps_PGT = None
   if reference_kl is not None:
     reference_logps_PGT = survey(state.reference, rollout).logps_PGT
-  more |= {
-    'logps_PGT': old_logps_PGT,
-    'correction_PGT': 1.0 if correction_PGT is None else correction_PGT,
-  }
+  more['logps_PGT'] = old_logps_PGT
+  if correction_PGT is not None:
+    more['correction_PGT'] = correction_PGT
   scored = rewards
   if penalty is not None:
     found = fill(reference_kl, old_logps_PGT=old_logps_PGT, mask_PGT=mask_PGT)
@@ -104,6 +104,7 @@ def compare(
     'mask_PGT': mask_PGT,
     'token_rewards_PGT': token_rewards(rewards.total_PG, mask_PGT),
     'parts': rewards.parts,
+    'correction_PGT': jnp.ones(mask_PGT.shape),
   } | more
   found = fill(advantage, **given)(rewards.total_PG)
   return found if found.ndim == 3 else found[..., None]

@@ -294,7 +294,6 @@ def check(c: ConfigDict) -> None:
 def _check_algorithm(c: ConfigDict) -> None:
   """Choices that exist, but make no sense together."""
   _check_choice('kl.where', c.kl.where, ('loss', 'reward'))
-  wants = asks('advantage', c)
   G = c.rollout.group_size
   if G == 1 and c.advantage.name not in _ALONE:
     raise ValueError(
@@ -302,12 +301,7 @@ def _check_algorithm(c: ConfigDict) -> None:
       f'completion with its group, which needs at least 2 (without a group: '
       f'{", ".join(_ALONE)})'
     )
-  if 'correction_PGT' in wants and c.off_policy.name == 'none':
-    raise ValueError(
-      f'advantage.name={c.advantage.name!r} weighs tokens by how far the '
-      "sampler is off, which off_policy.name='none' does not look at"
-    )
-  picks = 'selected_PGT' in asks('loss', c)
+  picks = c.loss.name == 'kl_cov'
   if picks and c.select.name == 'all_tokens':
     raise ValueError(
       f'loss.name={c.loss.name!r} treats selected tokens apart, and '

@@ -128,7 +128,6 @@ def grpo_update(
     bonus = entropy_coef
   has_bonus = bool(entropy_coef) or 'entropy' in state.coefs
   has_entropy = has_bonus or measure_entropy
-  wants = asks(policy_loss)
 
   def survey(params: Params, rollout: Rollout, pieces: int, **more):
     """The statistics of all tokens, without gradients."""
@@ -157,15 +156,14 @@ def grpo_update(
       'correction_PGT': batch.correction_PGT,
       'selected_PGT': batch.selected_PGT,
     }
+    own = {
+      name: _or_ones(given.pop(name), mask_PGT) for name in asks(policy_loss)
+    }
     losses_PGT, stats = policy_loss(
-      logps_PGT,
-      old_logps_PGT,
-      batch.advantages_PGT,
-      mask_PGT,
-      **{name: given[name] for name in wants},
+      logps_PGT, old_logps_PGT, batch.advantages_PGT, mask_PGT, **own
     )
-    for name, weights_PGT in given.items():
-      if name not in wants and weights_PGT is not None:
+    for weights_PGT in given.values():  # What the loss did not ask for.
+      if weights_PGT is not None:
         losses_PGT *= weights_PGT
     if kl_in_loss:
       stats['kl'] = fill(kl, old_logps_PGT=old_logps_PGT, mask_PGT=mask_PGT)(
@@ -180,7 +178,8 @@ def grpo_update(
       for name, x in stats.items()
     }
     if has_bonus:
-      value -= bonus * means['entropy']
+      bonus_PGT = batch.bonus_PGT * now.entropies_PGT
+      value -= bonus * jnp.sum(jnp.where(mask_PGT, bonus_PGT, 0.0))
     drift_PGT = jnp.abs(logps_PGT - batch.rollout.logps_PGT)
     drift = jnp.max(jnp.where(mask_PGT, drift_PGT, 0.0))
     return value, (jax.lax.stop_gradient(means), drift)
@@ -196,6 +195,10 @@ def grpo_update(
     if select is not None:
       look = functools.partial(survey, params, pieces=microbatches)
       batch = batch.replace(selected_PGT=_select(select, batch, look, state))
+    if has_bonus:
+      # Of the tokens that count, as in TRL.
+      kept_PGT = mask_PGT * _or_ones(batch.selected_PGT, mask_PGT)
+      batch = batch.replace(bonus_PGT=aggregate_lib.token_mean(kept_PGT))
     if skip_even:
       batch = _even_last(batch, microbatches)
 
@@ -302,6 +305,10 @@ def _even_last(batch: Batch, pieces: int) -> Batch:
   # Piece i of _split takes i, i + pieces, ...
   order_P = order_P.reshape(pieces, P // pieces).T.reshape(-1)
   return jax.tree.map(lambda x: x[order_P], batch)
+
+
+def _or_ones(x: jax.Array | None, mask_PGT: jax.Array) -> jax.Array:
+  return jnp.ones(mask_PGT.shape) if x is None else x
 
 
 def _zeros(tree):

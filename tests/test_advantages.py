@@ -78,14 +78,20 @@ def test_the_table_of_properties_names_every_estimator():
 # Golden numbers.
 
 
-def groups_of(case):
-  """A case of verl as groups of one size; what a group lacks is unscored."""
+def groups_of(case, alone=False):
+  """Puts the rows of a case into groups, [B] -> [P, G], and takes them back.
+
+  Groups have one size and cases one number of them, for one compilation: what
+  is lacking is filled with a value, which for rewards means unscored. `alone`
+  makes a group of each row.
+  """
   uid_B = GOLDEN[f'verl.{case}.uid']
-  rows = [np.flatnonzero(uid_B == group) for group in np.unique(uid_B)]
-  P, G = len(rows), max(map(len, rows))
+  names_B = np.arange(len(uid_B)) if alone else uid_B
+  rows = [np.flatnonzero(names_B == name) for name in np.unique(names_B)]
+  shape = (49, 1) if alone else (8, 8)
 
   def pad(x_B, value):
-    x_PG = np.full((P, G, *x_B.shape[1:]), value, x_B.dtype)
+    x_PG = np.full((*shape, *x_B.shape[1:]), value, x_B.dtype)
     for p, row in enumerate(rows):
       x_PG[p, : len(row)] = x_B[row]
     return x_PG
@@ -109,9 +115,8 @@ def of_verl(record, dtype):
       'rollout_is_weights reward_baselines comp_a comp_b'
     ).split()
   }
-  pad, back = groups_of(case)
-  if name == 'remax':  # A row has a greedy completion of its own.
-    pad, back = (lambda x, _: x[:, None]), (lambda x: x[:, 0])
+  # In these numbers each row has a greedy completion of its own.
+  pad, back = groups_of(case, alone=name == 'remax')
   rewards_BT = array['token_level_rewards']
   mask_BT = array['response_mask']
   knobs = {
@@ -129,7 +134,7 @@ def of_verl(record, dtype):
     'logps_PGT': pad(array['old_log_probs'], np.nan),
     'squares_PGT': pad(array['sum_pi_squared'], np.nan),
     'correction_PGT': pad(correction_BT, np.nan),
-    'greedy_P': array['reward_baselines'],
+    'greedy_P': pad(array['reward_baselines'], np.nan)[:, 0],
     'parts': {key: pad(array[key], np.nan) for key in ('comp_a', 'comp_b')},
     'part_weights': record.get('part_weights'),
   }

@@ -108,7 +108,7 @@ def test_counts_must_be_positive(name, value):
     ({'loss.name': 'ppo'}, ["loss.name='ppo'", 'ppo_clip', 'reinforce']),
     (
       {'aggregate.name': 'sum'},
-      ["'sum'", 'token_mean, sequence_mean, constant_length, '],
+      ["'sum'", 'token_mean, sequence_mean, ', 'constant_length'],
     ),
     ({'kl.name': 'k9'}, ["kl.name='k9'", 'k1, k2, k3']),
     ({'loss.name': 'reinforce'}, ['loss.clip_', 'it takes nothing']),
