@@ -20,11 +20,13 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from grpo_jax import (
+  algorithms,
   checkpoint,
   datasets,
   groups,
   grpo,
   history,
+  initial,
   inputs,
   models,
   optim,
@@ -36,7 +38,6 @@ from grpo_jax import (
   sft,
   sharding,
   tokenizers,
-  weights,
 )
 from grpo_jax import config as config_lib
 from grpo_jax import text as text_lib
@@ -84,6 +85,7 @@ def cpu_devices(c: ConfigDict) -> int:
   `c.cpu_devices`, halved until the batches can be cut into so many, or 1 if
   `c.mesh` says itself how often. Raises ValueError for what config.check does.
   """
+  c = algorithms.resolve(c)
   config_lib.check(c)
   if c.mesh.data != -1:
     return 1
@@ -105,6 +107,7 @@ def build(
   Raises:
     ValueError, FileNotFoundError: naming the bad value and what is allowed.
   """
+  config = algorithms.resolve(config)
   config_lib.check(config)
   mesh = sharding.make_mesh(config.mesh, devices)
   _check_batches(config, sharding.batch_divisor(mesh))
@@ -114,8 +117,15 @@ def build(
 
 def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
   checkpoint.claim(folder, c)
-  if c.model.init:
-    weights.check_gguf(c.model.init, _model(c, vocab_size=None))
+  goes_on = bool(c.model.init) and initial.is_run(c.model.init)
+  if goes_on and not c.tokenizer.path:
+    raise ValueError(
+      f'model.init={c.model.init!r} is a run, and only its tokenizer knows its '
+      f"tokens: tokenizer.path='{initial.tokenizer(c.model.init)}'"
+    )
+  published = bool(c.model.init) and not goes_on
+  if published:
+    initial.check(c.model.init, _model(c, vocab_size=None))
 
   with progress.bar('problems') as advance:
     dataset = datasets.load(
@@ -127,8 +137,10 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
     )
   examples = dataset.all('train')
   tokenizer = _tokenizer(c, examples)
-  # Published weights have their vocabulary; random ones take the tokenizer's.
-  model = _model(c, None if c.model.init else tokenizer.vocab_size)
+  # Published weights have their vocabulary; others take the tokenizer's.
+  model = _model(c, None if published else tokenizer.vocab_size)
+  if goes_on:
+    initial.check(c.model.init, model)
   if tokenizer.vocab_size > model.vocab_size:
     raise ValueError(
       f'tokenizer.path={c.tokenizer.path!r} has {tokenizer.vocab_size} tokens, '

@@ -2,6 +2,8 @@
 
 config = command.config_flag()
 command.run(main)      # main() may raise ValueError or FileNotFoundError
+command.given(config)  # what the command line says of it: name -> value
+command.words()        # the same as words, for another command line
 """
 
 from collections.abc import Callable
@@ -9,6 +11,7 @@ import difflib
 import os
 import runpy
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 import jax
@@ -20,6 +23,25 @@ from grpo_jax import process
 def config_flag() -> flags.FlagHolder:
   """--config FILE[:argument], and --config.any.key=value to change it."""
   return config_flags.DEFINE_config_file('config', None, 'A file in configs/.')
+
+
+def given(config: flags.FlagHolder) -> dict[str, Any]:
+  """Values that --config.any.key=value flags have set, by any.key."""
+  return dict(config_flags.get_override_values(flags.FLAGS[config.name]))
+
+
+def words() -> list[str]:
+  """--config and its values, as they stand on the command line."""
+  found, wanted = [], False
+  for word in sys.argv[1:]:
+    name = word.lstrip('-').partition('=')[0]
+    if word.startswith('-'):
+      about = name.partition('.')[0] in ('config', 'noconfig')
+      wanted = about and '=' not in word
+    else:  # The value of the word before it, if that has none.
+      about, wanted = wanted, False
+    found += [word] if about else []
+  return found
 
 
 def run(main: Callable[[], None]) -> None:

@@ -34,12 +34,17 @@ def default() -> ConfigDict:
   c.steps = 100  # RL iterations: rollout, reward, update.
   c.fuse = True  # One program an iteration; False times its three parts. Host
   # rewards stand between programs in any case.
+  c.algorithm = ''  # A published one (recipes.py): it sets what follows from
+  # advantage to updates, dynamic, truncated and curriculum, but for what
+  # differs from here; '' is none.
+  c.resolved = ''  # The one whose values are in this config by now.
 
   c.model = ConfigDict()
   c.model.name = 'llama'  # models/<name>.py
   c.model.variant = 'tiny'  # A row of that file's VARIANTS.
   c.model.sizes = ConfigDict()  # Replace numbers of the variant (layers=2).
-  c.model.init = ''  # Weights: a .gguf, 'package:NAME/FILE'; '' is random.
+  c.model.init = ''  # Weights: a .gguf, 'package:NAME/FILE', the workdir of a
+  # run or one of its checkpoints (initial.py); '' is random.
   c.model.dtype = 'float32'  # bfloat16 is slow on CPU, and halves TPU memory.
   c.model.unroll = False  # Layers as straight code: faster on CPU, and to be
   # left alone on TPU, where it costs compile time and gains nothing.

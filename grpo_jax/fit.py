@@ -77,6 +77,7 @@ def fit(
     )
   with contextlib.ExitStack() as stack, process.stop_on_signal() as stop:
     run = build.build(config, workdir)
+    config = run.config  # With its algorithm in it.
     if (run.workdir / 'summary.json').exists():
       progress.say(f'{run.workdir} holds a finished run: nothing is left to do')
       return _conclude(run)

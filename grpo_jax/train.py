@@ -2,7 +2,7 @@
 
   programs(run) -> {name: Program}  the only place of jit, donation, shardings
   compile_steps(run) -> Steps       those that a run executes, compiled
-  start(run) -> state               random weights, or those of a file
+  start(run) -> state               random weights, or those of a file or a run
 
 Everything is compiled ahead of time, so that a run shows when it compiles, and
 never does so again. fit.py carries the steps out; a benchmark or a plan takes
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from grpo_jax import build, groups, models, scoring, sharding, weights
+from grpo_jax import build, groups, initial, models, scoring, sharding
 from grpo_jax.rewards import host
 from grpo_jax.types import Rewards, Rollout, TrainState
 
@@ -333,11 +333,10 @@ def next_batch(run: build.Run, state: TrainState) -> News:
 
 
 def start(run: build.Run) -> TrainState:
-  """The state before the first step: random weights, or those of a file."""
+  """The state before the first step: random weights, or c.model.init."""
   f, shardings = build.functions(run), _shardings(build.templates(run)[0])
   if run.config.model.init:
-    params = weights.load_gguf(run.config.model.init, run.model)
-    params = sharding.put(params, shardings.params)
+    params = initial.load(run.config.model.init, run.model, shardings.params)
     return jax.jit(f.init, out_shardings=shardings, donate_argnums=0)(params)
 
   def from_scratch(seed):

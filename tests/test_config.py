@@ -271,7 +271,7 @@ COMMANDS = {
     'quickstart.py:smok',
     [],
     None,
-    ["'smok'", 'group_size, smoke'],
+    ["'smok'", 'group_size, algorithm, smoke'],
   ),
 }
 
