@@ -1,7 +1,7 @@
 """Command lines of experiments/: every error is one line, never a traceback.
 
 config = command.config_flag()
-command.run(main)      # main() may raise ValueError or FileNotFoundError
+command.run(main)      # main() may raise ValueError, FileNotFoundError, FloatingPointError
 command.given(config)  # what the command line says of it: name -> value
 command.words()        # the same as words, for another command line
 """
@@ -53,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
       _fail(f'unexpected argument {argv[1]!r}')
     try:
       main()
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, FileNotFoundError, FloatingPointError) as e:
       _fail(str(e))
     except (Exception, KeyboardInterrupt) as e:
       if jax.distributed.is_initialized() and jax.process_count() > 1:

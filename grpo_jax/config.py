@@ -320,6 +320,11 @@ def _check_algorithm(c: ConfigDict) -> None:
     )
   if c.kl.where == 'reward' and not c.kl.coef:
     raise ValueError("kl.where='reward' needs kl.coef above 0")
+  if c.kl.coef and c.kl.where == 'loss' and c.kl.name == 'k1':
+    raise ValueError(
+      "kl.name='k1' has an expected gradient of zero in the loss: it is for "
+      "kl.where='reward', and in the loss 'k1_plus' has its value"
+    )
   if c.kl.target and not c.kl.coef:
     raise ValueError(
       f'kl.target={c.kl.target} moves kl.coef by factors, and it is 0'
