@@ -18,7 +18,7 @@ import optax
 from grpo_jax import grpo, models, types
 
 P, G, L, T, V, D = 16, 4, 3, 5, 8, 8
-EQUAL = (1, 6, 10, 11)  # Groups of equal rewards.
+EQUAL = (1, 6, 10, 11, 14)  # Groups of equal rewards.
 MASKED = 5  # A group without tokens.
 SGD = optax.sgd(1.0)  # New parameters show the gradient.
 # Half the time of a compilation at level 0 is the fusion of loops.

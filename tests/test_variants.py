@@ -368,7 +368,7 @@ def test_equal_rewards_give_exactly_no_gradient(name):
   def step(others):
     """With groups of equal rewards, beside others."""
     part_PG = others.copy()
-    part_PG[list(EQUAL)] = np.array([[1000.1], [0.1], [1 / 3], [-1000.1]])
+    part_PG[list(EQUAL)] = np.c_[[1000.1, 0.1, 1 / 3, -1000.1, 0.0]]
     parts = dict.fromkeys(('answer', 'format'), part_PG)
     before = bigram.state()
     rewards = types.Rewards(part_PG.astype(np.float32), parts)
