@@ -12,11 +12,12 @@ reasons 30.9 -> 92.8%, 28 minutes on 2 busy CPU cores (experiments/RESULTS.md).
 
 from ml_collections import ConfigDict
 
+from grpo_jax import algorithms
 from grpo_jax import config as config_lib
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  arg = config_lib.parse_arg(arg, group_size=8, smoke=False)
+  arg = config_lib.parse_arg(arg, group_size=8, algorithm='', smoke=False)
   c = config_lib.default()
 
   c.model.update(variant='quickstart', unroll=True)
@@ -46,4 +47,5 @@ def get_config(arg: str = '') -> ConfigDict:
     c.rollout.max_tokens = 16
     c.eval.update(problems=8, batch=8)
     c.steps = 2
+  algorithms.apply(c, arg.algorithm)
   return c

@@ -16,11 +16,12 @@ problems at temperature 1; experiments/RESULTS.md has intervals and commit):
 
 from ml_collections import ConfigDict
 
+from grpo_jax import algorithms
 from grpo_jax import config as config_lib
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  arg = config_lib.parse_arg(arg, group_size=8, smoke=False)
+  arg = config_lib.parse_arg(arg, group_size=8, algorithm='', smoke=False)
   c = config_lib.default()
 
   c.model.update(variant='quickstart', unroll=True)
@@ -39,4 +40,5 @@ def get_config(arg: str = '') -> ConfigDict:
     c.eval.update(problems=8, batch=8)
     c.log.completions_every = 1
     c.steps = 2
+  algorithms.apply(c, arg.algorithm)
   return c

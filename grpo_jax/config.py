@@ -14,7 +14,15 @@ import pkgutil
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import advantages, datasets, inputs, models, optim, prompts
+from grpo_jax import (
+  advantages,
+  curriculum,
+  datasets,
+  inputs,
+  models,
+  optim,
+  prompts,
+)
 from grpo_jax.losses import aggregate, kl, off_policy, policy, select
 from grpo_jax.rewards import host, mix
 
@@ -26,12 +34,17 @@ def default() -> ConfigDict:
   c.steps = 100  # RL iterations: rollout, reward, update.
   c.fuse = True  # One program an iteration; False times its three parts. Host
   # rewards stand between programs in any case.
+  c.algorithm = ''  # A published one (recipes.py): it sets what follows from
+  # advantage to updates, dynamic, truncated and curriculum, but for what
+  # differs from here; '' is none.
+  c.resolved = ''  # The one whose values are in this config by now.
 
   c.model = ConfigDict()
   c.model.name = 'llama'  # models/<name>.py
   c.model.variant = 'tiny'  # A row of that file's VARIANTS.
   c.model.sizes = ConfigDict()  # Replace numbers of the variant (layers=2).
-  c.model.init = ''  # Weights: a .gguf, 'package:NAME/FILE'; '' is random.
+  c.model.init = ''  # Weights: a .gguf, 'package:NAME/FILE', the workdir of a
+  # run or one of its checkpoints (initial.py); '' is random.
   c.model.dtype = 'float32'  # bfloat16 is slow on CPU, and halves TPU memory.
   c.model.unroll = False  # Layers as straight code: faster on CPU, and to be
   # left alone on TPU, where it costs compile time and gains nothing.
@@ -62,6 +75,12 @@ def default() -> ConfigDict:
   c.pretrain.optim = ConfigDict(_optim())
   c.pretrain.optim.update(lr=3e-3, schedule='cosine', warmup=20, b2=0.98)
 
+  c.curriculum = ConfigDict({'name': 'none'})  # curriculum.py: how often a
+  # problem is drawn, by how often it was solved. 'none' shuffles epochs.
+  c.curriculum.decay = 0.5  # Of what is remembered, at each visit.
+  c.curriculum.floor = 0.05  # Least weight of a problem; 1 is the greatest.
+  c.curriculum.prior = 0.5  # Success that is believed of one never visited.
+
   c.rollout = ConfigDict()
   c.rollout.group_size = 8  # Completions per prompt, G.
   c.rollout.max_tokens = 64  # Longest completion, T, in tokens.
@@ -73,6 +92,11 @@ def default() -> ConfigDict:
   c.host.workers = 0  # Processes that score; 0: as many as there are cores.
   c.host.pieces = 2  # A batch is sampled in so many: the host scores one while
   # the device samples the next.
+  c.dynamic = ConfigDict()  # Dynamic sampling: a step samples on,
+  c.dynamic.batches = 1  # up to so many batches, until data.prompts groups have
+  # rewards that differ; 1 takes the first batch as it is.
+  c.truncated = 'count'  # Or 'mask': completions without a stop token have no
+  # token in the loss. For a penalty see rewards/truncated.py and overlong.py.
   c.advantage = ConfigDict({'name': 'grpo'})  # advantages.py, and its knobs.
   c.loss = ConfigDict({'name': 'ppo_clip', 'clip_low': 0.2, 'clip_high': 0.2})
   # losses/policy.py, and its knobs.
@@ -189,6 +213,7 @@ def check(c: ConfigDict) -> None:
     'data.max_prompt': c.data.max_prompt,
     'rollout.group_size': c.rollout.group_size,
     'rollout.max_tokens': c.rollout.max_tokens,
+    'dynamic.batches': c.dynamic.batches,
     'updates.passes': c.updates.passes,
     'updates.minibatches': c.updates.minibatches,
     'updates.microbatches': c.updates.microbatches,
@@ -255,6 +280,7 @@ def check(c: ConfigDict) -> None:
   for section in _CHOICES:
     choose(section, c[section])
   _check_algorithm(c)
+  _check_groups(c)
   for section, knobs in (
     ('optim', c.optim),
     ('pretrain.optim', c.pretrain.optim),
@@ -294,6 +320,11 @@ def _check_algorithm(c: ConfigDict) -> None:
     )
   if c.kl.where == 'reward' and not c.kl.coef:
     raise ValueError("kl.where='reward' needs kl.coef above 0")
+  if c.kl.coef and c.kl.where == 'loss' and c.kl.name == 'k1':
+    raise ValueError(
+      "kl.name='k1' has an expected gradient of zero in the loss: it is for "
+      "kl.where='reward', and in the loss 'k1_plus' has its value"
+    )
   if c.kl.target and not c.kl.coef:
     raise ValueError(
       f'kl.target={c.kl.target} moves kl.coef by factors, and it is 0'
@@ -311,6 +342,36 @@ def _check_algorithm(c: ConfigDict) -> None:
       'range from 0 on'
     )
   _check_skip(c)
+
+
+def _check_groups(c: ConfigDict) -> None:
+  """Which prompts and completions a step has."""
+  _check_choice('truncated', c.truncated, ('count', 'mask'))
+  greedy = 'greedy_P' in asks('advantage', c)
+  if c.dynamic.batches > 1 and c.rollout.group_size + greedy == 1:
+    raise ValueError(
+      f'dynamic.batches={c.dynamic.batches} samples until groups differ, which '
+      'those of rollout.group_size=1 never do'
+    )
+  knobs = c.curriculum
+  if not 0 <= knobs.decay < 1:
+    raise ValueError(f'curriculum.decay={knobs.decay} is not in [0, 1)')
+  if not 0 < knobs.floor <= 1:
+    raise ValueError(f'curriculum.floor={knobs.floor} is not in (0, 1]')
+  if not 0 <= knobs.prior <= 1:
+    raise ValueError(f'curriculum.prior={knobs.prior} is not in [0, 1]')
+  if knobs.name == 'none':
+    return
+  if c.eval.right not in c.reward:
+    raise ValueError(
+      f'curriculum.name={knobs.name!r} asks for the part eval.right='
+      f'{c.eval.right!r}, which is not one of the reward: {", ".join(c.reward)}'
+    )
+  if c.data.name == 'mixture':
+    raise ValueError(
+      f'curriculum.name={knobs.name!r} chooses problems by their difficulty, '
+      "and data.name='mixture' by the shares of its datasets: one must go"
+    )
 
 
 def _check_skip(c: ConfigDict) -> None:
@@ -347,6 +408,7 @@ def host_pieces(c: ConfigDict) -> int:
 
 _DTYPES = ('float32', 'bfloat16', 'float64')  # The last to study rounding.
 _CHOICES = {
+  'curriculum': curriculum,
   'advantage': advantages,
   'loss': policy,
   'select': select,
@@ -354,7 +416,10 @@ _CHOICES = {
   'aggregate': aggregate,
   'kl': kl,
 }
-_NOT_KNOBS = {'kl': ('coef', 'where', 'target', 'horizon')}  # Of the function.
+_NOT_KNOBS = {  # Of the function.
+  'curriculum': ('decay', 'floor', 'prior'),
+  'kl': ('coef', 'where', 'target', 'horizon'),
+}
 _ALONE = ('reinforce_pp', 'remax')  # Baselines that are not of the group.
 
 
@@ -366,13 +431,7 @@ def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
   """
   module, knobs = _CHOICES[section], dict(knobs)
   name = knobs.pop('name', None)
-  functions = {
-    key: value
-    for key, value in vars(module).items()
-    if inspect.isfunction(value)
-    and value.__module__ == module.__name__
-    and not key.startswith('_')
-  }
+  functions = variants(module)
   _check_choice(f'{section}.name', name, functions)
   for knob in _NOT_KNOBS.get(section, ()):
     knobs.pop(knob, None)
@@ -386,6 +445,17 @@ def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
         f'it takes {", ".join(takes) or "nothing"}'
       )
   return function, knobs
+
+
+def variants(module) -> dict[str, Callable]:
+  """Its public functions, by their names."""
+  return {
+    name: value
+    for name, value in vars(module).items()
+    if inspect.isfunction(value)
+    and value.__module__ == module.__name__
+    and not name.startswith('_')
+  }
 
 
 def asks(section: str, c: ConfigDict) -> list[str]:

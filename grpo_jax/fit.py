@@ -77,6 +77,7 @@ def fit(
     )
   with contextlib.ExitStack() as stack, process.stop_on_signal() as stop:
     run = build.build(config, workdir)
+    config = run.config  # With its algorithm in it.
     if (run.workdir / 'summary.json').exists():
       progress.say(f'{run.workdir} holds a finished run: nothing is left to do')
       return _conclude(run)
@@ -139,8 +140,9 @@ def _carry_out(s: Session, state: TrainState) -> dict[str, Any] | None:
 
   def improve(state, i):
     s.trace.before_step(state)
-    examples = build.own_examples(run, i - begin)
-    return s.steps.iterate(state, run.encode(examples), examples)
+    first, *others = s.steps.draw(state, i - begin)
+    more = (build.own_batch(run, rows_P) for rows_P in others)
+    return s.steps.iterate(state, *build.own_batch(run, first), more)
 
   state, stopped = _loop(s, 'pre-training', pretrain, state, 0, begin)
   if stopped:
@@ -264,8 +266,8 @@ def _completions(run, step: int, rollout: Rollout, rewards: Rewards):
   """Rows for completions.jsonl: the groups of the step's first prompts."""
   c = run.config
   advantages_PG = _advantages(run, rollout, rewards)
-  examples = build.train_examples(run, step - 1 - c.pretrain.steps)
-  for p, example in enumerate(examples[: c.log.prompts]):
+  rows_P = rollout.prompts.rows_P[: c.log.prompts]
+  for p, example in enumerate(run.dataset.read('train', rows_P)):
     for g in range(c.rollout.group_size):
       length = rollout.lengths_PG[p, g]
       parts = {k: _or_none(v[p, g]) for k, v in rewards.parts.items()}

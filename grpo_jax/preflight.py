@@ -75,7 +75,7 @@ def preflight(config: ConfigDict, workdir: str | None = None) -> Findings:
         news = news._replace(rollout=rollout, rewards=rewards)
     found = measure(run, int(state.step), news)
     _show(found)
-    _examples(run, news, max(0, found.step - config.pretrain.steps))
+    _examples(run, news)
     for line in warnings(found) or ['Nothing here speaks against the run.']:
       progress.say(f'- {line}')
   return found
@@ -232,10 +232,11 @@ def _bars(scores: np.ndarray) -> str:
   return ''.join(steps[height] for height in heights)
 
 
-def _examples(run: build.Run, news: train.News, step: int) -> None:
+def _examples(run: build.Run, news: train.News) -> None:
   """The best and the worst completion, of two prompts, as the model wrote."""
   rolled, total_PG = news.rollout, news.rewards.total_PG
-  for p, example in enumerate(build.train_examples(run, step)[:2]):
+  rows_P = rolled.prompts.rows_P[:2]
+  for p, example in enumerate(run.dataset.read('train', rows_P)):
     score_G = np.nan_to_num(total_PG[p], nan=-np.inf)
     g = int(score_G.argmax() if p == 0 else score_G.argmin())
     length = rolled.lengths_PG[p, g]

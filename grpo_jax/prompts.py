@@ -133,6 +133,7 @@ def encode(
     [Sequence[Example]], dict[str, list[list[int]]]
   ] = lambda _: {},
   widths: Mapping[str, int] = MappingProxyType({}),
+  rows: Sequence[int] | None = None,
 ) -> Prompts:
   """Arrays (NumPy) of the examples' prompts and reference answers.
 
@@ -143,6 +144,8 @@ def encode(
     answer_bytes: C, at least as many as the longest answer has.
     refer: what the parts of the reward want to know of each example.
     widths: N, at least as many as any example has of it.
+    rows: places of the examples in the training split, if that is where they
+      are from.
 
   Raises:
     ValueError: a prompt or answer is longer than that.
@@ -170,11 +173,14 @@ def encode(
     answers_PC[p, : len(answer)] = list(answer)
     ids_P[p] = example.id
   references = {}
-  for name, rows in refer(list(known.values())).items():
+  for name, told in refer(list(known.values())).items():
     references[name] = np.full((P, widths[name]), -1, np.int32)
-    for p, row in zip(known, rows, strict=True):
-      references[name][p, : len(row)] = row
-  return Prompts(tokens_PL, lengths_P, ids_P, answers_PC, references)
+    for p, one in zip(known, told, strict=True):
+      references[name][p, : len(one)] = one
+  rows_P = np.full(P, -1, np.int32)
+  if rows is not None:
+    rows_P[:] = rows
+  return Prompts(tokens_PL, lengths_P, ids_P, answers_PC, references, rows_P)
 
 
 def completion(example: Example, reasoned: bool) -> str:

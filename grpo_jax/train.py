@@ -2,7 +2,7 @@
 
   programs(run) -> {name: Program}  the only place of jit, donation, shardings
   compile_steps(run) -> Steps       those that a run executes, compiled
-  start(run) -> state               random weights, or those of a file
+  start(run) -> state               random weights, or those of a file or a run
 
 Everything is compiled ahead of time, so that a run shows when it compiles, and
 never does so again. fit.py carries the steps out; a benchmark or a plan takes
@@ -11,13 +11,14 @@ single programs, also for devices that are not there.
 
 from collections.abc import Callable, Iterable, Sequence
 import concurrent.futures
+import itertools
 import time
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from grpo_jax import build, models, scoring, sharding, weights
+from grpo_jax import build, groups, initial, models, scoring, sharding
 from grpo_jax.rewards import host
 from grpo_jax.types import Rewards, Rollout, TrainState
 
@@ -47,12 +48,14 @@ class News(NamedTuple):
 class Steps(NamedTuple):
   """Compiled functions. A state that goes in is gone: its memory is reused.
 
-  Only host rewards look at the examples.
+  Only host rewards look at the examples. `more` are further batches, as pairs
+  of prompts and examples, for dynamic sampling.
   """
 
   pretrain: Callable | None  # (state, documents) -> state, metrics
   start_rl: Callable  # (state) -> state
-  iterate: Callable  # (state, prompts, examples) -> state, News
+  draw: Callable  # (state, RL steps done) -> rows of the step's batches
+  iterate: Callable  # (state, prompts, examples, more=()) -> state, News
   sample: Callable  # (params, prompts, seed, examples) -> rollout, rewards
   any_process: Callable  # (condition) -> whether it holds on one of them
   metrics: list[str]  # Names of what an iteration measures.
@@ -106,6 +109,10 @@ def programs(run: build.Run) -> dict[str, Program]:
       'reward': (f.reward, (rolled, prompts, text), rows),
     }
   found['update'] = f.update, (rl, *scored), (rl_out, whole)
+  found['look'] = f.look, (rl.history, *scored), whole
+  found['merge'] = groups.merge, (scored, scored), (rows, whole)
+  if rl.history is not None:
+    found['draw'] = f.draw, (rl.history, rl.step, key), whole
   # float64 has no name among the precisions of products, and no need of one.
   precision = run.config.model.dtype.replace('float64', 'float32')
 
@@ -121,12 +128,15 @@ def compile_steps(run: build.Run) -> Steps:
   """Compiles everything that a run executes, ahead of time."""
   c = run.config
   pool = scoring.open_pool(run)
+  dynamic = c.dynamic.batches > 1
   if pool:
     names = ['rollout', 'score', 'update', 'rollout_sample', 'score_sample']
-  elif c.fuse:
+  elif c.fuse and not dynamic:
     names = ['iterate', 'sample']
   else:
     names = ['rollout', 'reward', 'update', 'sample']
+  names += ['look', 'merge'] * dynamic
+  names += ['draw'] * (c.curriculum.name != 'none')
   names += ['start_rl', *(['pretrain'] if run.documents is not None else [])]
   try:
     p = compile_programs(run, names)
@@ -142,17 +152,30 @@ def compile_steps(run: build.Run) -> Steps:
   def pretrain(state, documents):
     return p['pretrain'](state, sharding.put(documents, rows))
 
-  def iterate(state, prompts, examples):
+  def draw(state, done):
+    return _draw(run, p, state, done, key)
+
+  def score(state, prompts, examples, batch=0):
+    """completions, rewards, failures, numbers: by two programs, or the host."""
+    now = build.roll_key(key, state.step, batch)
+    now = jax.device_put(now, key.sharding)
     if pool is None:
       prompts = sharding.put(prompts, rows)
-      if not c.fuse:
-        return _apart(p, state, prompts, text, key)
-      state, news = p['iterate'](state, prompts, text, key)
-      return state, News(*news)
-    now = jax.device_put(jax.random.fold_in(key, state.step), key.sharding)
-    *scored, failures, numbers = _through_host(
+      return _on_device(p, text, state.params, prompts, now)
+    return _through_host(
       run, pool, p, text, state.params, prompts, now, examples
     )
+
+  def iterate(state, prompts, examples, more=()):
+    if 'iterate' in p:
+      prompts = sharding.put(prompts, rows)
+      state, news = p['iterate'](state, prompts, text, key)
+      return state, News(*news)
+    if dynamic:
+      batches = itertools.chain([(prompts, examples)], more)
+      state, *scored, failures, numbers = _fill(run, p, score, state, batches)
+    else:
+      *scored, failures, numbers = score(state, prompts, examples)
     clock = time.perf_counter()
     state, own = jax.block_until_ready(p['update'](state, *scored))
     own |= numbers | {'time/update': time.perf_counter() - clock}
@@ -178,6 +201,7 @@ def compile_steps(run: build.Run) -> Steps:
   return Steps(
     pretrain=pretrain,
     start_rl=p['start_rl'],
+    draw=draw,
     iterate=iterate,
     sample=sample,
     any_process=any_process,
@@ -197,8 +221,24 @@ def compile_programs(
     return dict(zip(lowered, found, strict=True))
 
 
-def _apart(programs, state, prompts, text, key):
-  """`iterate` as three programs with a clock between them; same numbers."""
+def _draw(run, p, state, done, key) -> np.ndarray:
+  """Rows of an RL step's problems: a batch, and those it may sample besides.
+
+  A curriculum and dynamic sampling wait for the step before, because it tells
+  what comes next; without them it is known anyway.
+  """
+  c = run.config
+  if 'draw' in p:
+    rows = np.asarray(p['draw'](state.history, state.step, key))
+  elif c.dynamic.batches > 1:
+    rows = build.train_rows(run, int(state.cursor), c.dynamic.batches)
+  else:
+    rows = build.train_rows(run, done * c.data.prompts)
+  return rows.reshape(c.dynamic.batches, c.data.prompts)
+
+
+def _on_device(p, text, params, prompts, key):
+  """Samples and scores with a program for each; as `iterate` does in one."""
   clock = [time.perf_counter()]
 
   def timed(value):
@@ -206,13 +246,44 @@ def _apart(programs, state, prompts, text, key):
     clock.append(time.perf_counter())
     return value
 
-  key = jax.device_put(jax.random.fold_in(key, state.step), key.sharding)
-  rolled = timed(programs['rollout'](state.params, prompts, key))
-  scores = timed(programs['reward'](rolled, prompts, text))
-  state, numbers = timed(programs['update'](state, rolled, scores))
-  names = ('time/rollout', 'time/reward', 'time/update')
-  numbers |= zip(names, np.diff(clock), strict=True)
-  return state, News(rolled, scores, numbers)
+  rolled = timed(p['rollout'](params, prompts, key))
+  scores = timed(p['reward'](rolled, prompts, text))
+  names = ('time/rollout', 'time/reward')
+  return rolled, scores, [], dict(zip(names, np.diff(clock), strict=True))
+
+
+def _fill(run, p, score, state, batches):
+  """Samples and scores until enough groups differ; see groups.fill.
+
+  Returns the state with the history of all that was sampled, and the cursor
+  behind it but for the batch that the update will add; and what `score` does.
+  """
+  c, begun = run.config, time.perf_counter()
+  known, failures, numbers = state.history, [], []
+
+  def sample(batch):
+    nonlocal known
+    prompts, examples = next(batches)
+    *scored, failed, spent = score(state, prompts, examples, batch)
+    known, count, more = p['look'](known, *scored)
+    failures.extend(failed)
+    numbers.append(spent | jax.device_get(more))
+    return tuple(scored), count
+
+  scored, sampled = groups.fill(
+    sample,
+    p['merge'],
+    wanted=c.data.prompts,
+    batches=c.dynamic.batches,
+  )
+  thrown = (sampled - 1) * c.data.prompts
+  cursor = np.int32(int(state.cursor) + thrown)
+  cursor = sharding.put(cursor, state.cursor.sharding)
+  found = groups.total(numbers)
+  found |= {'groups/batches': sampled, 'groups/thrown_away': thrown}
+  timed = found['time/rollout'] + found['time/reward']
+  found['time/groups'] = time.perf_counter() - begun - timed
+  return state.replace(history=known, cursor=cursor), *scored, failures, found
 
 
 def _through_host(run, pool, p, text, params, prompts, key, examples, name=''):
@@ -232,25 +303,29 @@ def _through_host(run, pool, p, text, params, prompts, key, examples, name=''):
 
 def next_batch(run: build.Run, state: TrainState) -> News:
   """What the next RL step samples, and how it scores; nothing is learnt."""
-  whole = sharding.replicated(run.mesh)
+  c, whole = run.config, sharding.replicated(run.mesh)
   text = sharding.put(run.text, whole)
-  key = jax.jit(jax.random.key, out_shardings=whole)(run.config.seed)
-  key = jax.device_put(jax.random.fold_in(key, state.step), whole)
-  done = max(0, int(state.step) - run.config.pretrain.steps)
-  examples = build.train_examples(run, done)
-  params = state.params
-  prompts = run.encode(examples)
+  key = jax.jit(jax.random.key, out_shardings=whole)(c.seed)
+  done = max(0, int(state.step) - c.pretrain.steps)
+  if not done:  # RL begins with the first problem, and knows of none.
+    begin = jax.jit(lambda: build.new_history(run), out_shardings=whole)
+    state = state.replace(cursor=np.int32(0), history=begin())
+  names = ['draw'] * (c.curriculum.name != 'none')
   pool = scoring.open_pool(run)
   try:
+    names += ['rollout', 'score' if pool else 'reward']
+    p = compile_programs(run, names)
+    rows_P = _draw(run, p, state, done, key)[0]
+    prompts, examples = build.own_batch(run, rows_P)
+    key = jax.device_put(build.roll_key(key, state.step), whole)
     if pool is None:
-      p = compile_programs(run, ['rollout', 'reward'])
       prompts = sharding.put(prompts, sharding.batch_sharding(run.mesh))
-      rolled = p['rollout'](params, prompts, key)
-      return News(rolled, p['reward'](rolled, prompts, text), {})
-    p = compile_programs(run, ['rollout', 'score'])
-    *scored, failures, numbers = _through_host(
-      run, pool, p, text, params, prompts, key, examples
-    )
+      scored = _on_device(p, text, state.params, prompts, key)
+    else:
+      scored = _through_host(
+        run, pool, p, text, state.params, prompts, key, examples
+      )
+    *scored, failures, numbers = scored
     return News(*scored, numbers, failures)
   finally:
     if pool:
@@ -258,11 +333,10 @@ def next_batch(run: build.Run, state: TrainState) -> News:
 
 
 def start(run: build.Run) -> TrainState:
-  """The state before the first step: random weights, or those of a file."""
+  """The state before the first step: random weights, or c.model.init."""
   f, shardings = build.functions(run), _shardings(build.templates(run)[0])
   if run.config.model.init:
-    params = weights.load_gguf(run.config.model.init, run.model)
-    params = sharding.put(params, shardings.params)
+    params = initial.load(run.config.model.init, run.model, shardings.params)
     return jax.jit(f.init, out_shardings=shardings, donate_argnums=0)(params)
 
   def from_scratch(seed):

@@ -31,6 +31,9 @@ class Prompts:
   answers_PC: jax.Array  # uint8, UTF-8 of the reference answer, zero-padded.
   # Reward name -> int32 [P, N], what it has to know besides; -1 is padding.
   references: dict[str, jax.Array] = struct.field(default_factory=dict)
+  rows_P: jax.Array | None = (
+    None  # int32, in the training split; -1: not there.
+  )
 
 
 @struct.dataclass
@@ -51,6 +54,8 @@ class Rewards:
 
   total_PG: jax.Array  # float32, the weighted sum of the parts.
   parts: dict[str, jax.Array]  # Reward name -> score_PG before weighting.
+  # The same with bounds, scales and gates, as they are weighted and summed.
+  shaped: dict[str, jax.Array] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -72,6 +77,14 @@ class ModelOutputs:
 
 
 @struct.dataclass
+class History:
+  """How the problems of the training split went; N is their number."""
+
+  success_N: jax.Array  # float32, a running mean of the share that was right.
+  visits_N: jax.Array  # int32, times that it was tried and scored.
+
+
+@struct.dataclass
 class TrainState:
   """Everything that a step depends on, and all that a checkpoint holds."""
 
@@ -85,3 +98,4 @@ class TrainState:
   coefs: dict[str, jax.Array] = struct.field(default_factory=dict)
   skipped: jax.Array | int = 0  # int32, optimizer steps in a row that were not
   # taken, because loss or gradient was not finite.
+  history: History | None = None  # Of a curriculum.

@@ -29,3 +29,9 @@ def of_trl(prompts, completions, answer, **columns):
 
 def of_verl(data_source, solution_str, ground_truth, extra_info=None):
   return {'score': float(ground_truth in solution_str), 'source': data_source}
+
+
+def odd_or_none(completion):
+  """Of two problems in three nothing is worth anything."""
+  hopeless = sum(completion.prompt.encode()) % 3
+  return 0.0 if hopeless else float(completion.token_ids[0] % 2)

@@ -352,6 +352,16 @@ def test_a_part_that_one_process_cannot_read_is_read_by_none(whole, tmp_path):
   assert_equal(run, whole[0])
 
 
+def test_two_processes_sample_on_and_draw_as_one_does(tmp_path):
+  flags = ['--config.dynamic.batches=2', '--config.curriculum.name=middle']
+  train(tmp_path / 'pair', flags=flags).end()
+  train_alone(tmp_path / 'alone', flags=flags)
+  assert_close(tmp_path / 'alone', tmp_path / 'pair')
+  rl = rows(tmp_path / 'alone')[PRETRAIN:]
+  assert max(row['groups/batches'] for row in rl) == 2
+  assert rl[-1]['curriculum/visited'] > 0
+
+
 def test_each_process_reads_and_encodes_the_rows_of_its_devices(tmp_path):
   # Two pieces of eight rows: each process has four of either.
   script = tmp_path / 'own.py'
@@ -366,12 +376,12 @@ def test_each_process_reads_and_encodes_the_rows_of_its_devices(tmp_path):
     'c = hosted.get_config("smoke")\n'
     'c.data.prompts, c.pretrain.steps = 16, 0\n'
     'run = build.build(c, sys.argv.pop())\n'
-    'examples = build.own_examples(run, 3)\n'
+    'rows_P = build.train_rows(run, 3 * 16)\n'
+    'part, examples = build.own_batch(run, rows_P)\n'
     'own = [i for i, x in enumerate(examples) if x is not None]\n'
     'first = 4 * number\n'
     'assert own == [*range(first, first + 4), *range(first + 8, first + 12)]\n'
     'whole = build.train_batch(run, 3)\n'
-    'part = run.encode(examples)\n'
     'for name in ("tokens_PL", "lengths_P", "ids_P", "answers_PC"):\n'
     '  a, b = getattr(part, name), getattr(whole, name)\n'
     '  np.testing.assert_array_equal(a[own], b[own])\n'

@@ -14,7 +14,8 @@ choose it by `c.data.name = '<name>'`.
 `load` drops repeated problems, splits the rest into 'train' and 'heldout' and
 keeps them under a folder named after all knobs, so that changed ones generate
 anew. `Dataset.batch` is pure too: what step 700 trains on is known without
-the 699 before, and each process of many can ask for its own slice. Several
+the 699 before, and each process of many can ask for its own slice. It is `rows`
+and then `read`, for those who choose the rows otherwise (history.py). Several
 datasets at a time: `c.data.name = 'mixture'`, see mixture.py.
 """
 
@@ -67,18 +68,22 @@ class Dataset:
     self, split: str, size: int, seed: int, cursor: int
   ) -> list[Example]:
     """Examples cursor .. cursor + size - 1 of an endless shuffled sequence."""
-    rows = draw(self.size(split), size, seed, cursor)
-    return self._read(split, rows.tolist())
+    return self.read(split, self.rows(split, size, seed, cursor))
+
+  def rows(self, split: str, size: int, seed: int, cursor: int) -> np.ndarray:
+    """Where the examples of that batch stand in the file."""
+    return draw(self.size(split), size, seed, cursor)
+
+  def read(self, split: str, rows: np.ndarray) -> list[Example]:
+    """The examples that stand there."""
+    return [
+      _example({key: text.decode() for key, text in row.items()})
+      for row in self.sources[split].__getitems__(rows.tolist())
+    ]
 
   def all(self, split: str) -> list[Example]:
     """Every example once, in the order of the file."""
-    return self._read(split, list(range(self.size(split))))
-
-  def _read(self, split: str, rows: list[int]) -> list[Example]:
-    return [
-      _example({key: text.decode() for key, text in row.items()})
-      for row in self.sources[split].__getitems__(rows)
-    ]
+    return self.read(split, np.arange(self.size(split)))
 
 
 def _example(fields: dict[str, str]) -> Example:

@@ -48,21 +48,40 @@ class Mixture:
     self, split: str, size: int, seed: int, cursor: int
   ) -> list[Example]:
     """Examples cursor .. cursor + size - 1 of an endless shuffled sequence."""
+    return self.read(split, self.rows(split, size, seed, cursor))
+
+  def rows(self, split: str, size: int, seed: int, cursor: int) -> np.ndarray:
+    """Where the examples of that batch stand, one source after the other."""
     first, skipped = divmod(cursor, sum(self.block))
     turns = _turns(self.block, seed, first, skipped + size)
     before = np.bincount(turns[:skipped], minlength=len(self.block))
     before += first * np.array(self.block)
-    counts = np.bincount(turns[skipped:], minlength=len(self.block))
+    turns = turns[skipped:]
+    rows = np.zeros(size, np.int64)
+    for i, source in enumerate(self.sources):
+      count, start = int(np.sum(turns == i)), int(before[i])
+      rows[turns == i] = source.rows(split, count, seed, start)
+    return rows + self._starts(split)[turns]
+
+  def read(self, split: str, rows: np.ndarray) -> list[Example]:
+    """The examples that stand there."""
+    starts = self._starts(split)
+    homes = np.searchsorted(starts, rows, side='right') - 1
     given = [
-      iter(source.batch(split, int(count), seed, int(start)))
-      for source, count, start in zip(self.sources, counts, before, strict=True)
+      iter(source.read(split, rows[homes == i] - starts[i]))
+      for i, source in enumerate(self.sources)
     ]
-    return [next(given[turn]) for turn in turns[skipped:]]
+    return [next(given[home]) for home in homes]
 
   def all(self, split: str) -> list[Example]:
     """Every example once, the sources in turn while they last."""
     columns = itertools.zip_longest(*(s.all(split) for s in self.sources))
     return [example for row in columns for example in row if example]
+
+  def _starts(self, split: str) -> np.ndarray:
+    """The row of each source's first example."""
+    sizes = [source.size(split) for source in self.sources]
+    return np.cumsum([0, *sizes[:-1]])
 
 
 class Source(NamedTuple):

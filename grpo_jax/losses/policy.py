@@ -5,7 +5,8 @@
 
 loss_PGT is to be minimised; stats are arrays that are averaged over tokens into
 the metrics. With r the ratio p / p_old, s a ratio of whole completions, A the
-advantage and [x] for 'x without a gradient', a token's loss is
+advantage and [x] for 'x without a gradient', a token's loss is, in short, the
+third column; tests compare it with what the fourth names.
 
   name         paper             loss                        equal to
   ppo_clip     1707.06347        -min(r A, clip(r) A)        TRL grpo, rloo
@@ -19,20 +20,20 @@ advantage and [x] for 'x without a gradient', a token's loss is
   cispo_cap    2510.13786        -[min(r, cap)] A log p      TRL cispo
   sapo         2511.20347        -A sigmoid(t(r - 1)) 4/t    verl, TRL sapo
   vespo        2602.10693        -[phi(s)] A log p           TRL vespo
-  dppo_tv      2602.04879        -[min(r, cap) keep] A log p verl dppo_tv
+  dppo_tv      2602.04879        -[keep min(r, c)] A log p   verl dppo_tv
   dppo_kl      2602.04879        the same, keep by KL        verl dppo_kl
-  masked_pg    2602.04879        -keep A r + tau log(r)^2    prime-rl default
+  masked_pg    2602.04879        t log(r)^2 - keep A r       by hand
   reinforce    2504.02546 (GPG)  -A log p                    verl gpg
   kl_cov       2505.22617        -A r + chosen c |log r|     verl kl_cov
   dro          2405.19107        -A log p + b/2 log(r)^2     verl dro
-  kimi         2501.12599        -A log p + t/2 log(s)^2     its own gradient
+  kimi         2501.12599        -A log p + t/2 log(s)^2     by hand
 
 To try an idea, add a function: `config.loss.name` finds it by its name. What
 picks tokens out of a whole batch is in select.py (Clip-Cov is ppo_clip there),
 and how tokens are averaged in aggregate.py.
 
-  level   'token' for each token's own ratio; 'sequence' for the geometric mean
-          of a completion's ratios; 'sum' for their product
+  level   'token' for each token's own ratio; 'mean' for the geometric mean
+          of a completion's ratios (TRL's 'sequence'); 'sum' for their product
   clamp   bound of a log-ratio in nats, so that no ratio overflows; beyond it
           the ratio has no gradient. verl has 20; TRL has none, which is None
 
@@ -67,7 +68,7 @@ def ppo_clip(
 
   Separate bounds are DAPO's clip-higher (arxiv.org/abs/2503.14476): the ratio
   counts up to 1 + clip_high for good tokens and down to 1 - clip_low for bad.
-  Of `level`, 'sequence' is `gspo`, and 'sum' is TRL's RLOO, whose average is
+  Of `level`, 'mean' is `gspo`, and 'sum' is TRL's RLOO, whose average is
   `sequence_mean`. Equals TRL with clamp=None, and verl without its dual clip.
   """
   ratio_PGT = _ratio(logps_PGT, old_logps_PGT, mask_PGT, clamp, level)
@@ -90,14 +91,9 @@ def dual_clip(
   Under PPO's clip alone a bad token that became much likelier has a gradient
   without bound. Here it has none from a ratio of `cap` on. verl's `vanilla`.
   """
-  loss_PGT, stats = ppo_clip(
-    logps_PGT,
-    old_logps_PGT,
-    advantages_PGT,
-    mask_PGT,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    clamp=clamp,
+  ratio_PGT = _ratio(logps_PGT, old_logps_PGT, mask_PGT, clamp)
+  loss_PGT, stats = _clipped(
+    ratio_PGT, ratio_PGT, advantages_PGT, clip_low, clip_high
   )
   capped_PGT = jnp.minimum(loss_PGT, -cap * advantages_PGT)
   bad_PGT = advantages_PGT < 0
@@ -118,8 +114,7 @@ def two_sided(
 ) -> tuple[jax.Array, Stats]:
   """INTELLECT-2's bound on the free ratio (arxiv.org/abs/2505.07291).
 
-  Like `dual_clip` with cap=delta: the values agree where delta is above
-  1 + clip_high, and where it is below, good tokens end at delta too. TRL's
+  The same as `dual_clip` with cap=delta, if that is above 1 + clip_high. TRL's
   `delta`, with clamp=None.
   """
   ratio_PGT = _ratio(logps_PGT, old_logps_PGT, mask_PGT, clamp)
@@ -143,16 +138,8 @@ def gspo(
   importance_sampling_level='sequence', with clamp=None. It averages over
   completions: `sequence_mean`.
   """
-  return ppo_clip(
-    logps_PGT,
-    old_logps_PGT,
-    advantages_PGT,
-    mask_PGT,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    level='sequence',
-    clamp=clamp,
-  )
+  ratio_PGT = _ratio(logps_PGT, old_logps_PGT, mask_PGT, clamp, 'mean')
+  return _clipped(ratio_PGT, ratio_PGT, advantages_PGT, clip_low, clip_high)
 
 
 def gspo_token(
@@ -171,9 +158,7 @@ def gspo_token(
   only. With one advantage for a completion it is `gspo`. verl's `gspo`, which
   clamps the mean log-ratio from above only, and always has `sequence_mean`.
   """
-  log_ratio_PGT = _log_ratio(
-    logps_PGT, old_logps_PGT, mask_PGT, None, 'sequence'
-  )
+  log_ratio_PGT = _log_ratio(logps_PGT, old_logps_PGT, mask_PGT, None, 'mean')
   own_PGT = _counted(logps_PGT, mask_PGT)
   own_PGT -= jax.lax.stop_gradient(own_PGT)
   log_ratio_PGT = own_PGT + jax.lax.stop_gradient(log_ratio_PGT)
@@ -189,7 +174,7 @@ def luspo(
   *,
   clip_low: float = 2e-3,
   clip_high: float = 2.5e-3,
-  level: str = 'sequence',
+  level: str = 'mean',
   clamp: float | None = 20.0,
 ) -> tuple[jax.Array, Stats]:
   """GSPO without its division by length (arxiv.org/abs/2602.05261).
@@ -198,16 +183,8 @@ def luspo(
   much as it has tokens, so that short ones are not favoured; with another
   average this is `gspo` and its bounds. TRL's `luspo`, with clamp=None.
   """
-  return ppo_clip(
-    logps_PGT,
-    old_logps_PGT,
-    advantages_PGT,
-    mask_PGT,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    level=level,
-    clamp=clamp,
-  )
+  ratio_PGT = _ratio(logps_PGT, old_logps_PGT, mask_PGT, clamp, level)
+  return _clipped(ratio_PGT, ratio_PGT, advantages_PGT, clip_low, clip_high)
 
 
 def gmpo(
@@ -518,14 +495,12 @@ def _log_ratio(logps_PGT, old_logps_PGT, mask_PGT, clamp, level='token'):
   match level:
     case 'token':
       found = log_ratio_PGT
-    case 'sequence':
+    case 'mean':
       found = _mean(log_ratio_PGT, mask_PGT)
     case 'sum':
       found = jnp.sum(log_ratio_PGT, axis=-1, keepdims=True)
     case _:
-      raise ValueError(
-        f"loss.level={level!r} is not 'token', 'sequence' or 'sum'"
-      )
+      raise ValueError(f"loss.level={level!r} is not 'token', 'mean' or 'sum'")
   if clamp is not None:
     found = jnp.clip(found, -clamp, clamp)
   return jnp.broadcast_to(found, logps_PGT.shape)

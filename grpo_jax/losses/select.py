@@ -138,7 +138,7 @@ def m2po(
   ascending_N = jnp.sort(jnp.where(mask_PGT, squares_PGT, jnp.inf), axis=None)
   # The mean of the n least grows with n, so that the kept are a run.
   counts_N = jnp.arange(1, ascending_N.size + 1)
-  low_N = jnp.cumsum(ascending_N) < threshold * counts_N
+  low_N = jnp.cumsum(ascending_N) / counts_N < threshold
   return _least(squares_PGT, mask_PGT, jnp.maximum(jnp.sum(low_N), 1))
 
 
@@ -165,7 +165,6 @@ def off_policy_sequences(
 
 def _covariance(logps_PGT, advantages_PGT, mask_PGT):
   """(A - mean A) (log p - mean log p), means over the counted tokens."""
-  advantages_PGT = jnp.broadcast_to(advantages_PGT, logps_PGT.shape)
   return _centred(advantages_PGT, mask_PGT) * _centred(logps_PGT, mask_PGT)
 
 
@@ -175,11 +174,8 @@ def _centred(x_PGT, mask_PGT):
 
 
 def _number(mask_PGT, share):
-  """How many tokens a share of the counted ones is, rounded down; one at least.
-
-  A share is a decimal: 0.29 of 100 is 29, though 0.29 * 100 is less in binary.
-  """
-  return jnp.maximum(jnp.floor(share * jnp.sum(mask_PGT) + 1e-4), 1)
+  """How many tokens a share of the counted ones is: one at the least."""
+  return jnp.maximum(jnp.floor(share * jnp.sum(mask_PGT)), 1)
 
 
 def _least(x_PGT, among_PGT, number):
