@@ -116,7 +116,7 @@ def score() -> types.Rewards:
     part_PG[list(EQUAL)] = part_PG[list(EQUAL), :1]
   total_PG = parts['answer'] + parts['format']
   total_PG[2, 1] = total_PG[6, 3] = np.nan  # Could not be scored.
-  return types.Rewards(total_PG, parts)
+  return types.Rewards(total_PG, parts, shaped=parts)
 
 
 @functools.cache
