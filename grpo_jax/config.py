@@ -388,6 +388,10 @@ def _check_skip(c: ConfigDict) -> None:
       raise ValueError(
         f'updates.skip_even: {name} has a gradient where the advantage is 0'
       )
+  if c.entropy.measure:
+    raise ValueError(
+      'updates.skip_even: entropy.measure=True looks at all groups'
+    )
 
 
 def reward_mix(c: ConfigDict) -> dict:

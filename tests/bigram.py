@@ -18,7 +18,7 @@ import optax
 from grpo_jax import grpo, models, types
 
 P, G, L, T, V, D = 16, 4, 3, 5, 8, 8
-EQUAL = (1, 6, 10, 11)  # Groups of equal rewards.
+EQUAL = (1, 6, 10, 11, 14)  # Groups of equal rewards.
 MASKED = 5  # A group without tokens.
 SGD = optax.sgd(1.0)  # New parameters show the gradient.
 # Half the time of a compilation at level 0 is the fusion of loops.
@@ -116,7 +116,7 @@ def score() -> types.Rewards:
     part_PG[list(EQUAL)] = part_PG[list(EQUAL), :1]
   total_PG = parts['answer'] + parts['format']
   total_PG[2, 1] = total_PG[6, 3] = np.nan  # Could not be scored.
-  return types.Rewards(total_PG, parts)
+  return types.Rewards(total_PG, parts, shaped=parts)
 
 
 @functools.cache

@@ -144,6 +144,10 @@ def test_counts_must_be_positive(name, value):
       ['updates.skip_even', 'kl.where'],
     ),
     (
+      {'updates.skip_even': True, 'entropy.measure': True},
+      ['updates.skip_even', 'entropy.measure'],
+    ),
+    (
       {'select.name': 'top_covariance'},
       ["select.name='top_covariance'", 'kl_cov'],
     ),

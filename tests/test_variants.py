@@ -106,6 +106,7 @@ TABLE = {
     'none': BATCH,
     'recompute': BATCH,
     'truncate': BATCH,
+    'truncate, level': BATCH,
     'mask': BATCH,
   },
   'aggregate': {
@@ -154,6 +155,7 @@ KNOBS = {
   'm2po': dict(threshold=0.1),
   'off_policy_sequences': dict(threshold=0.1),
   'truncate': dict(cap=1.2),
+  'truncate, level': dict(cap=1.2, level='mean'),
   'mask': dict(low=0.5, high=1.5),
   'sequence_mean, empty': dict(empty='skip'),
   'constant_length, length': dict(length=T),
@@ -368,10 +370,10 @@ def test_equal_rewards_give_exactly_no_gradient(name):
   def step(others):
     """With groups of equal rewards, beside others."""
     part_PG = others.copy()
-    part_PG[list(EQUAL)] = np.array([[1000.1], [0.1], [1 / 3], [-1000.1]])
+    part_PG[list(EQUAL)] = np.c_[[1000.1, 0.1, 1 / 3, -1000.1, 0.0]]
     parts = dict.fromkeys(('answer', 'format'), part_PG)
     before = bigram.state()
-    rewards = types.Rewards(part_PG.astype(np.float32), parts)
+    rewards = types.Rewards(part_PG.astype(np.float32), parts, shaped=parts)
     return before, *bigram.update(before, rollout, rewards, **knobs)
 
   knobs = variant('advantage', name) | dict(policy_loss=only_equal)

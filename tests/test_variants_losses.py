@@ -3,12 +3,16 @@
 What is said to hold, and why where it does not, is in test_variants.TABLE.
 """
 
+import functools
+
 import bigram
 from bigram import G, P
 import jax
 import numpy as np
 import pytest
 from test_variants import NAMES, TABLE, assert_says, variant
+
+from grpo_jax.losses import kl
 
 LOSSES = TABLE['policy_loss']
 # Log-ratios do not reach the others.
@@ -104,3 +108,27 @@ def test_far_from_the_old_policy_the_step_is_finite(room, name):
   assert metrics['update/skipped'] == 0
   assert np.isfinite([*metrics.values()]).all(), metrics
   assert all(np.isfinite(x).all() for x in after.params.values())
+
+
+@pytest.mark.parametrize(
+  'knobs,skipped',
+  [({}, True), (dict(exponent_cap=20.0, value_cap=10.0), False)],
+  ids=['without bounds', 'with those of verl'],
+)
+def test_k3_far_below_the_reference_needs_its_bounds(knobs, skipped):
+  """A gradient of exp(50) has no norm in float32, and the step is left out."""
+  params = jax.tree.map(lambda x: np.float32(3 * x), bigram.params())
+  rollout, reference = bigram.roll(), bigram.params(1)
+  d_PGT = bigram.logps(params, rollout) - bigram.logps(reference, rollout)
+  assert d_PGT[rollout.actions_PGT].min() < -50
+  before = bigram.state(reference=reference).replace(params=params)
+  k3 = functools.partial(kl.k3, **knobs)
+  after, metrics = bigram.update(
+    before, rollout, bigram.score(), kl=k3, kl_coef=0.01
+  )
+  assert metrics['update/skipped'] == skipped
+  assert all(np.isfinite(x).all() for x in after.params.values())
+  unmoved = [
+    np.array_equal(after.params[name], params[name]) for name in params
+  ]
+  assert unmoved == 2 * [skipped]
