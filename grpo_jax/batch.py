@@ -103,7 +103,7 @@ def compare(
   given = {
     'mask_PGT': mask_PGT,
     'token_rewards_PGT': token_rewards(rewards.total_PG, mask_PGT),
-    'parts': rewards.parts,
+    'parts': rewards.shaped or rewards.parts,
     'correction_PGT': jnp.ones(mask_PGT.shape),
   } | more
   found = fill(advantage, **given)(rewards.total_PG)

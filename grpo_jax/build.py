@@ -367,7 +367,8 @@ def choose(section: str, c: ConfigDict) -> Callable:
   function, knobs = config_lib.choose(section, c[section])
   if section == 'advantage' and 'part_weights' in inputs.asks(function):
     parts = rewards.mix_lib.parse(c.reward.to_dict())
-    knobs |= {'part_weights': {part.name: part.weight for part in parts}}
+    weights = {part.name: part.weight for part in parts if part.weight}
+    knobs |= {'part_weights': weights}
   return functools.partial(function, **knobs)
 
 

@@ -320,6 +320,11 @@ def _check_algorithm(c: ConfigDict) -> None:
     )
   if c.kl.where == 'reward' and not c.kl.coef:
     raise ValueError("kl.where='reward' needs kl.coef above 0")
+  if c.kl.coef and c.kl.where == 'loss' and c.kl.name == 'k1':
+    raise ValueError(
+      "kl.name='k1' has an expected gradient of zero in the loss: it is for "
+      "kl.where='reward', and in the loss 'k1_plus' has its value"
+    )
   if c.kl.target and not c.kl.coef:
     raise ValueError(
       f'kl.target={c.kl.target} moves kl.coef by factors, and it is 0'
@@ -383,6 +388,10 @@ def _check_skip(c: ConfigDict) -> None:
       raise ValueError(
         f'updates.skip_even: {name} has a gradient where the advantage is 0'
       )
+  if c.entropy.measure:
+    raise ValueError(
+      'updates.skip_even: entropy.measure=True looks at all groups'
+    )
 
 
 def reward_mix(c: ConfigDict) -> dict:
@@ -426,13 +435,7 @@ def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
   """
   module, knobs = _CHOICES[section], dict(knobs)
   name = knobs.pop('name', None)
-  functions = {
-    key: value
-    for key, value in vars(module).items()
-    if inspect.isfunction(value)
-    and value.__module__ == module.__name__
-    and not key.startswith('_')
-  }
+  functions = variants(module)
   _check_choice(f'{section}.name', name, functions)
   for knob in _NOT_KNOBS.get(section, ()):
     knobs.pop(knob, None)
@@ -446,6 +449,17 @@ def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
         f'it takes {", ".join(takes) or "nothing"}'
       )
   return function, knobs
+
+
+def variants(module) -> dict[str, Callable]:
+  """Its public functions, by their names."""
+  return {
+    name: value
+    for name, value in vars(module).items()
+    if inspect.isfunction(value)
+    and value.__module__ == module.__name__
+    and not name.startswith('_')
+  }
 
 
 def asks(section: str, c: ConfigDict) -> list[str]:

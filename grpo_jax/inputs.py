@@ -13,7 +13,7 @@ KNOWN = {
   'advantage': (
     'mask_PGT',  # Tokens that count.
     'token_rewards_PGT',  # The reward on the last of them; less the KL there.
-    'parts',  # Name of a part of the reward -> score_PG.
+    'parts',  # Name of a part with a weight -> score_PG, bounded and gated.
     'greedy_P',  # The reward of a greedy completion of each prompt.
     'logps_PGT',  # Under the policy before the update.
     'squares_PGT',  # Sum over the vocabulary of p**2 at each token.

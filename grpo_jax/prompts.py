@@ -173,10 +173,10 @@ def encode(
     answers_PC[p, : len(answer)] = list(answer)
     ids_P[p] = example.id
   references = {}
-  for name, rows in refer(list(known.values())).items():
+  for name, told in refer(list(known.values())).items():
     references[name] = np.full((P, widths[name]), -1, np.int32)
-    for p, row in zip(known, rows, strict=True):
-      references[name][p, : len(row)] = row
+    for p, one in zip(known, told, strict=True):
+      references[name][p, : len(one)] = one
   rows_P = np.full(P, -1, np.int32)
   if rows is not None:
     rows_P[:] = rows

@@ -54,6 +54,8 @@ class Rewards:
 
   total_PG: jax.Array  # float32, the weighted sum of the parts.
   parts: dict[str, jax.Array]  # Reward name -> score_PG before weighting.
+  # The same with bounds, scales and gates, as they are weighted and summed.
+  shaped: dict[str, jax.Array] = struct.field(default_factory=dict)
 
 
 @struct.dataclass

@@ -132,6 +132,25 @@ def test_counts_must_be_positive(name, value):
     ),
     ({'pretrain.steps': -1}, ['pretrain.steps=-1']),
     ({'kl.coef': -0.1}, ['kl.coef=-0.1']),
+    ({'kl.where': 'both'}, ["kl.where='both'", 'loss, reward']),
+    ({'kl.where': 'reward'}, ["kl.where='reward'", 'kl.coef']),
+    ({'kl.name': 'k1', 'kl.coef': 0.1}, ["kl.name='k1'", 'zero', 'k1_plus']),
+    ({'kl.target': 0.1}, ['kl.target=0.1', 'kl.coef']),
+    ({'reference.every': 9}, ['reference.every=9', 'kl.coef=0']),
+    ({'reference.rate': 1.5}, ['reference.rate=1.5']),
+    ({'entropy.low': 2.0}, ['entropy.low=2.0', 'entropy.high=1.0']),
+    (
+      {'updates.skip_even': True, 'kl.coef': 0.1},
+      ['updates.skip_even', 'kl.where'],
+    ),
+    (
+      {'updates.skip_even': True, 'entropy.measure': True},
+      ['updates.skip_even', 'entropy.measure'],
+    ),
+    (
+      {'select.name': 'top_covariance'},
+      ["select.name='top_covariance'", 'kl_cov'],
+    ),
     (
       {'model.init': 'x.gguf', 'pretrain.steps': 5},
       ['pretrain.steps=5', "'x.gguf'"],

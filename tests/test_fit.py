@@ -177,6 +177,20 @@ def test_a_stopped_run_goes_on_with_the_same_command(tmp_path, name, after):
   )
 
 
+def test_a_run_without_finite_gradients_stops_and_leaves_its_batch(tmp_path):
+  flags = ['--config.optim.lr=1e38', '--config.updates.max_skipped=2']
+  flags += ['--config.optim.clip_norm=0', '--config.steps=6']
+  done = command.run(*command.train(SMOKE, tmp_path / 'run', *flags))
+  assert done.returncode == 1
+  line = done.stderr.splitlines()[-1]
+  assert line.startswith('error: step ') and 'updates.max_skipped' in line
+  (path,) = (tmp_path / 'run').glob('not_finite_*.npz')
+  assert str(path) in line
+  batch = np.load(path)
+  assert {'tokens_PGT', 'logps_PGT', 'prompts.tokens_PL'} <= {*batch}
+  assert batch['total_PG'].shape == (2, 8)
+
+
 def test_an_unknown_metric_is_refused_before_anything_trains(tmp_path):
   workdir = tmp_path / 'run'
   flag = '--config.checkpoint.best=reward/men'

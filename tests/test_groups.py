@@ -330,7 +330,7 @@ def test_one_device_and_eight_sample_the_same_batches(dynamic, tmp_path):
     DYNAMIC,
     {'curriculum.name': 'hard'},
     DYNAMIC | {'curriculum.name': 'middle', 'truncated': 'mask'},
-    DYNAMIC | {'host.workers': 1},
+    DYNAMIC | {'host.workers': 1, 'data.prompts': 16},
   ],
   ids=['dynamic', 'curriculum', 'both', 'host'],
 )

@@ -352,6 +352,16 @@ def test_a_part_that_one_process_cannot_read_is_read_by_none(whole, tmp_path):
   assert_equal(run, whole[0])
 
 
+def test_two_processes_sample_on_and_draw_as_one_does(tmp_path):
+  flags = ['--config.dynamic.batches=2', '--config.curriculum.name=middle']
+  train(tmp_path / 'pair', flags=flags).end()
+  train_alone(tmp_path / 'alone', flags=flags)
+  assert_close(tmp_path / 'alone', tmp_path / 'pair')
+  rl = rows(tmp_path / 'alone')[PRETRAIN:]
+  assert max(row['groups/batches'] for row in rl) == 2
+  assert rl[-1]['curriculum/visited'] > 0
+
+
 def test_each_process_reads_and_encodes_the_rows_of_its_devices(tmp_path):
   # Two pieces of eight rows: each process has four of either.
   script = tmp_path / 'own.py'

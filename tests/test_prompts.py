@@ -64,12 +64,13 @@ def test_an_example_has_the_same_row_wherever_it_stands():
     return {'sizes': [list(map(len, example[:2])) for example in examples]}
 
   found, turned = (
-    prompts.encode(examples, to_ids, 8, 5, refer, {'sizes': 3})
-    for examples in (EXAMPLES, EXAMPLES[::-1])
+    prompts.encode(examples, to_ids, 8, 5, refer, {'sizes': 3}, rows)
+    for examples, rows in ((EXAMPLES, [7, 8, 9]), (EXAMPLES[::-1], [9, 8, 7]))
   )
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a[::-1], b), turned, found
   )
+  assert found.rows_P.tolist() == [7, 8, 9]
   assert found.references['sizes'][0].tolist() == [
     *map(len, EXAMPLES[0][:2]),
     -1,

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax import advantages, grpo, models, optim, types
+from grpo_jax import advantages, grpo, likelihood, models, optim, types
 from grpo_jax.losses import aggregate, kl, policy
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden' / 'traces.npz')
@@ -181,9 +181,9 @@ def torch_adamw(config):
 @functools.cache
 def scorer(temperature):
   score = functools.partial(
-    grpo.completion_logps, model=MODEL, temperature=temperature
+    likelihood.likelihood, model=MODEL, temperature=temperature
   )
-  return jax.jit(score)
+  return jax.jit(lambda *args: score(*args).logps_PGT)
 
 
 def update_of(config, optimizer, tokens):
@@ -215,7 +215,7 @@ def update_of(config, optimizer, tokens):
       optimizer=optimizer,
       advantage=lambda advantages_PG: advantages_PG,  # They are made before.
       policy_loss=functools.partial(
-        policy.grpo,
+        policy.ppo_clip,
         clip_low=config['epsilon'],
         clip_high=config['epsilon_high'] or config['epsilon'],
       ),

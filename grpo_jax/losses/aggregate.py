@@ -7,8 +7,8 @@ depend on either. Chosen by `config.aggregate.name`.
   name             a token weighs one by the number of
   token_mean       all tokens
   sequence_mean    its completion's tokens, times completions
-  group_length     its group's tokens, times groups
   constant_length  allowed tokens, times completions
+  group_length     its group's tokens, times groups
   sequence_sum     completions
   token_sum        nothing: it weighs one
 
@@ -37,16 +37,6 @@ def sequence_mean(mask_PGT: jax.Array, *, empty: str = 'count') -> jax.Array:
   return mask_PGT / jnp.maximum(lengths_PG1, 1) / completions
 
 
-def group_length(mask_PGT: jax.Array) -> jax.Array:
-  """Token mean of each group, mean over groups (Magistral, 2506.10910).
-
-  A group without tokens counts as one whose loss is zero.
-  """
-  P = mask_PGT.shape[0]
-  tokens_P11 = jnp.sum(mask_PGT, axis=(1, 2), keepdims=True)
-  return mask_PGT / jnp.maximum(tokens_P11, 1) / P
-
-
 def constant_length(
   mask_PGT: jax.Array, *, length: float | None = None, empty: str = 'count'
 ) -> jax.Array:
@@ -56,6 +46,16 @@ def constant_length(
   """
   T = mask_PGT.shape[-1]
   return mask_PGT / (_completions(mask_PGT, empty) * (length or T))
+
+
+def group_length(mask_PGT: jax.Array) -> jax.Array:
+  """Token mean of each group, mean over groups (Magistral, 2506.10910).
+
+  A group without tokens counts as one whose loss is zero.
+  """
+  P = mask_PGT.shape[0]
+  tokens_P11 = jnp.sum(mask_PGT, axis=(1, 2), keepdims=True)
+  return mask_PGT / jnp.maximum(tokens_P11, 1) / P
 
 
 def sequence_sum(mask_PGT: jax.Array, *, empty: str = 'count') -> jax.Array:

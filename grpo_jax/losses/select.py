@@ -165,7 +165,6 @@ def off_policy_sequences(
 
 def _covariance(logps_PGT, advantages_PGT, mask_PGT):
   """(A - mean A) (log p - mean log p), means over the counted tokens."""
-  advantages_PGT = jnp.broadcast_to(advantages_PGT, logps_PGT.shape)
   return _centred(advantages_PGT, mask_PGT) * _centred(logps_PGT, mask_PGT)
 
 

@@ -81,7 +81,11 @@ def reward(
       if not part.host:
         scores[part.name] = _score(part, rollout, prompts, text, scores)
     scores = {name: scores[name] for name in mix}  # As they were declared.
-    return Rewards(total_PG=mix_lib.total(scores, parts), parts=scores)
+    return Rewards(
+      total_PG=mix_lib.total(scores, parts),
+      parts=scores,
+      shaped=mix_lib.shape(scores, parts),
+    )
 
   hosted = {part.name: hosted[part.name] for part in parts if part.host}
   return sharding.by_rows(score)((rollout, prompts, hosted), text)

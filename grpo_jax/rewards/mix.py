@@ -91,12 +91,24 @@ def parse(mix: Mapping[str, Any]) -> list[Part]:
 
 
 def total(scores: Mapping[str, jax.Array], parts: Sequence[Part]) -> jax.Array:
-  """The weighted sum of the scores, of whatever shape they are.
+  """The weighted sum of the shaped scores, of whatever shape they are.
 
   A NaN leaves that part out for that completion, and so does the NaN of its
   gate. Where every part that has a weight is NaN, so is the total.
   """
-  weighted = []
+  shaped = shape(scores, parts)
+  weights = {part.name: part.weight for part in parts}
+  weighted = [weights[name] * score for name, score in shaped.items()]
+  stacked = jnp.stack(weighted)
+  unscored = jnp.all(jnp.isnan(stacked), axis=0)
+  return jnp.where(unscored, jnp.nan, jnp.nansum(stacked, axis=0))
+
+
+def shape(
+  scores: Mapping[str, jax.Array], parts: Sequence[Part]
+) -> dict[str, jax.Array]:
+  """Scores of the parts with a weight, in bounds, to scale, behind gates."""
+  shaped = {}
   for part in parts:
     if part.weight:
       score = scores[part.name]
@@ -107,10 +119,8 @@ def total(scores: Mapping[str, jax.Array], parts: Sequence[Part]) -> jax.Array:
         gate = scores[part.gate]
         score = jnp.where(gate < part.open, 0.0, score)
         score = jnp.where(jnp.isnan(gate), jnp.nan, score)
-      weighted.append(part.weight * score)
-  stacked = jnp.stack(weighted)
-  unscored = jnp.all(jnp.isnan(stacked), axis=0)
-  return jnp.where(unscored, jnp.nan, jnp.nansum(stacked, axis=0))
+      shaped[part.name] = score
+  return shaped
 
 
 def load(name: str):
