@@ -110,7 +110,8 @@ def grpo_update(
       save memory; losses and gradients do not depend on them.
     skip_even: leaves microbatches out that have no advantage in them, after
       groups without any have been gathered there. They still count in all
-      denominators. Only for a loss that is zero where the advantage is.
+      denominators, and the loss's statistics count them as zeros. Only for a
+      loss that is zero where the advantage is.
     head_chunk: tokens whose logits exist at one time.
   """
   measure = functools.partial(
@@ -185,7 +186,7 @@ def grpo_update(
     return value, (jax.lax.stop_gradient(means), drift)
 
   def minibatch_step(carry, batch: Batch):
-    params, opt_state = carry
+    params, opt_state, in_a_row = carry
     mask_PGT = batch.rollout.actions_PGT.astype(jnp.float32)
     # Denominators are of the whole minibatch, before it is cut into pieces.
     batch = batch.replace(
@@ -224,27 +225,28 @@ def grpo_update(
     finite = jnp.isfinite(sums['loss']) & jnp.isfinite(norm)
     updates, next_opt_state = optimizer.update(grads, opt_state, params)
     moved = optax.apply_updates(params, updates), next_opt_state
+    stays = params, opt_state
     carry = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old), *(moved, carry)
+      lambda new, old: jnp.where(finite, new, old), moved, stays
     )
+    carry = *carry, jnp.where(finite, 0, in_a_row + 1)
     sums |= {'grad_norm': norm, 'skipped': 1.0 - finite}
     return carry, (sums, jnp.max(drifts))
 
   def one_pass(carry, _):
     return jax.lax.scan(minibatch_step, carry, split(batch, minibatches))
 
-  carry = (state.params, state.opt_state)
+  carry = (state.params, state.opt_state, jnp.int32(state.skipped))
   carry, (stats, drifts) = jax.lax.scan(one_pass, carry, length=passes)
-  params, opt_state = carry
-  skipped = jnp.sum(stats.pop('skipped')).astype(jnp.int32)
-  in_a_row = jnp.where(skipped > 0, state.skipped + skipped, 0)
+  params, opt_state, in_a_row = carry
+  skipped = jnp.sum(stats.pop('skipped'))
   stats = {name: jnp.mean(x) for name, x in stats.items()}
   metrics |= {
     'loss': stats.pop('loss'),
     'grad_norm': stats.pop('grad_norm'),
     # Before the first step the policy is the one that sampled.
     'rollout/logp_drift': drifts[0, 0],
-    'update/skipped': skipped.astype(jnp.float32),
+    'update/skipped': skipped,
     'update/skipped_in_a_row': in_a_row.astype(jnp.float32),
   }
   if kl_in_loss:

@@ -88,7 +88,7 @@ def test_of_several_minibatches_only_the_bad_one_is_left_out():
   for i in (0, 1, 3):  # Groups 2, 6, 10 and 14 are the third.
     piece = jax.tree.map(lambda x, i=i: x[i::4], bad)
     wanted, _ = bigram.update(wanted, *piece, optimizer=ADAM)
-  assert metrics['update/skipped'] == found.skipped == 1
+  assert metrics['update/skipped'] == 1 and found.skipped == 0  # Good since.
   assert_close(found.params, wanted.params)
   assert_close(found.opt_state, wanted.opt_state)
 
