@@ -17,7 +17,7 @@ from flax import traverse_util
 import jax
 import orbax.checkpoint as ocp
 
-from grpo_jax import models, sharding, weights
+from grpo_jax import checkpoint, models, sharding, weights
 from grpo_jax.models import Model
 from grpo_jax.types import Params
 
@@ -78,6 +78,7 @@ def load(path: str, model: Model, shardings: Params) -> Params:
     )
   }
   folder = _checkpoint(path)
+  checkpoint.hide_orphans()
   try:
     # The rest of the state, the optimizer above all, is not read.
     state = ocp.PyTreeCheckpointHandler().restore(
