@@ -49,6 +49,7 @@ def check(path: str, model: Model) -> None:
     weights.check_gguf(path, model)
     return
   folder = _checkpoint(path)
+  checkpoint.hide_orphans()
   try:
     tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree['params']
   except Exception as e:  # Whatever a damaged file makes Orbax raise.
@@ -78,7 +79,6 @@ def load(path: str, model: Model, shardings: Params) -> Params:
     )
   }
   folder = _checkpoint(path)
-  checkpoint.hide_orphans()
   try:
     # The rest of the state, the optimizer above all, is not read.
     state = ocp.PyTreeCheckpointHandler().restore(
