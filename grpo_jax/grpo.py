@@ -236,7 +236,7 @@ def grpo_update(
   def one_pass(carry, _):
     return jax.lax.scan(minibatch_step, carry, split(batch, minibatches))
 
-  carry = (state.params, state.opt_state, jnp.int32(state.skipped))
+  carry = (state.params, state.opt_state, state.skipped)
   carry, (stats, drifts) = jax.lax.scan(one_pass, carry, length=passes)
   params, opt_state, in_a_row = carry
   skipped = jnp.sum(stats.pop('skipped'))

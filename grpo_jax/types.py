@@ -17,6 +17,7 @@ from typing import Any
 
 from flax import struct
 import jax
+import jax.numpy as jnp
 
 Params = Any  # A nested dict of arrays, laid out as the model's table says.
 
@@ -96,6 +97,7 @@ class TrainState:
   model_state: Any = None  # What a model learns without gradients.
   # Name -> float32, weights of loss terms that follow what they weigh.
   coefs: dict[str, jax.Array] = struct.field(default_factory=dict)
-  skipped: jax.Array | int = 0  # int32, optimizer steps in a row that were not
-  # taken, because loss or gradient was not finite.
+  # int32, optimizer steps in a row that were not taken, because loss or
+  # gradient was not finite.
+  skipped: jax.Array = struct.field(default_factory=lambda: jnp.int32(0))
   history: History | None = None  # Of a curriculum.
