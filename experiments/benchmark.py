@@ -153,13 +153,15 @@ def make_run(shape: Shape) -> build.Run:
   )
   V, L = model.vocab_size, shape.prompt
 
-  def encode(rows):
+  def encode(examples, rows=None):
+    rows = np.asarray(examples)
     P = len(rows)
     return Prompts(
       np.random.default_rng(rows[0]).integers(V, size=(P, L), dtype=np.int32),
       np.full(P, L, np.int32),
-      np.array(rows, np.uint32),
+      rows.astype(np.uint32),
       np.zeros((P, 4), np.uint8),
+      rows_P=rows.astype(np.int32),
     )
 
   return build.Run(
@@ -171,6 +173,8 @@ def make_run(shape: Shape) -> build.Run:
     tokenizer=types.SimpleNamespace(eos_ids=(V,)),
     dataset=types.SimpleNamespace(
       batch=lambda split, size, seed, cursor: range(cursor, cursor + size),
+      rows=lambda split, size, seed, cursor: np.arange(cursor, cursor + size),
+      read=lambda split, rows: rows,
       size=lambda split: 1024,
     ),
     text=text.token_text([f'{i} '.encode() for i in range(V)]),

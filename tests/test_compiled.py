@@ -140,7 +140,7 @@ def test_rows_of_the_batch_that_are_gathered_are_found(tmp_path, monkeypatch):
   def split(tree, pieces):
     return jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), tree)
 
-  monkeypatch.setattr(grpo, '_split', split)  # Pieces of neighbouring groups.
+  monkeypatch.setattr(grpo, 'split', split)  # Pieces of neighbouring groups.
   run = hlo.build_run(hlo.MESHES['data 8'], tmp_path)
   text = hlo.compile_program(run, 'update').as_text()
   moved = hlo.rows_that_move(text, run)
