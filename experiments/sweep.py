@@ -20,6 +20,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -69,19 +70,25 @@ def main():
   pretrained, runs = plan(c, workdir, names, seeds, _STEPS.value)
   for run in (*pretrained, *(run for group in runs.values() for run in group)):
     _check(c, given, run)
-  carry_out(pretrained, workdir, _PARALLEL.value)
+  _raise(carry_out(pretrained, workdir, _PARALLEL.value), workdir)
   # Seed by seed, so that there is something to compare early on.
   order = [group[i] for i in range(len(seeds)) for group in runs.values()]
-  carry_out(order, workdir, _PARALLEL.value)
-  groups = {name: [run.workdir for run in runs[name]] for name in names}
-  found = compare.summarize(groups)
-  text = compare.table(found)
-  (workdir / 'sweep.json').write_text(json.dumps(found, indent=2) + '\n')
-  (workdir / 'table.md').write_text(text)
-  note = f'{_title()}, {len(seeds)} seed{"s" * (len(seeds) > 1)}'
-  draw_groups(groups, note).savefig(workdir / 'figure.png', dpi=110)
-  print(text)
-  print(f'{workdir}/figure.png, table.md, sweep.json')
+  failed = carry_out(order, workdir, _PARALLEL.value)
+  groups = {
+    name: [run.workdir for run in group]
+    for name, group in runs.items()
+    if all(run.done() for run in group)
+  }
+  if groups:
+    found = compare.summarize(groups)
+    text = compare.table(found)
+    (workdir / 'sweep.json').write_text(json.dumps(found, indent=2) + '\n')
+    (workdir / 'table.md').write_text(text)
+    note = f'{_title()}, {len(seeds)} seed{"s" * (len(seeds) > 1)}'
+    draw_groups(groups, note).savefig(workdir / 'figure.png', dpi=110)
+    print(text)
+    print(f'{workdir}/figure.png, table.md, sweep.json')
+  _raise(failed, workdir)
 
 
 def plan(
@@ -124,22 +131,26 @@ def _check(c: ConfigDict, given: dict[str, Any], run: Run) -> None:
   checkpoint.claim(epath.Path(run.workdir), c)
 
 
-def carry_out(runs: list[Run], workdir: pathlib.Path, parallel: int) -> None:
-  """Runs what is not done yet; a sweep that is told to stop stops its runs.
+def carry_out(
+  runs: list[Run], workdir: pathlib.Path, parallel: int
+) -> list[str]:
+  """Runs what is not done yet, and returns the names of those that failed.
 
-  Raises ValueError when all have ended, if some have failed.
+  A sweep that is told to stop stops its runs.
   """
   (workdir / 'logs').mkdir(parents=True, exist_ok=True)
   slots, going, failed = queue.SimpleQueue(), set(), []
+  stop = threading.Event()
   for slot in range(parallel):
     slots.put(slot)
 
   def one(run: Run):
     slot = slots.get()
     try:
-      _one(run, workdir, slot, parallel, going)
+      _one(run, workdir, slot, parallel, going, stop)
     except ValueError as e:
-      print(f'{run.name}: {e}', flush=True)
+      if not stop.is_set():
+        print(f'{run.name}: {e}', flush=True)
       failed.append(run.name)
     finally:
       slots.put(slot)
@@ -153,11 +164,16 @@ def carry_out(runs: list[Run], workdir: pathlib.Path, parallel: int) -> None:
     print('stopped: the same command goes on from here', flush=True)
     raise SystemExit(1) from None
   finally:
+    stop.set()
     pool.shutdown(wait=False, cancel_futures=True)
     for process in list(going):  # They save what they have, and end.
       process.terminate()
     pool.shutdown()
     signal.signal(signal.SIGTERM, before)
+  return failed
+
+
+def _raise(failed: list[str], workdir: pathlib.Path) -> None:
   if failed:
     raise ValueError(
       f'{", ".join(failed)}: not done, see {workdir}/logs; the same command '
@@ -165,7 +181,7 @@ def carry_out(runs: list[Run], workdir: pathlib.Path, parallel: int) -> None:
     )
 
 
-def _one(run, workdir, slot, parallel, going) -> None:
+def _one(run, workdir, slot, parallel, going, stop) -> None:
   line = [
     sys.executable,
     str(pathlib.Path(__file__).with_name('train.py')),
@@ -182,6 +198,8 @@ def _one(run, workdir, slot, parallel, going) -> None:
       line, stdout=log, stderr=subprocess.STDOUT, env=cache | os.environ
     )
     going.add(process)
+    if stop.is_set():  # Since it was started.
+      process.terminate()
     if parallel > 1 and hasattr(os, 'sched_setaffinity'):
       cores = sorted(os.sched_getaffinity(0))
       os.sched_setaffinity(process.pid, cores[slot::parallel] or cores)

@@ -171,7 +171,7 @@ def restore_newest(
     ValueError: there are checkpoints, and none of them can be read.
   """
   unreadable = {}
-  _hide_orphans()
+  hide_orphans()
   for step in sorted(manager.all_steps(), reverse=True):
     state = None
     try:
@@ -201,7 +201,7 @@ def restore_newest(
   return state
 
 
-def _hide_orphans() -> None:
+def hide_orphans() -> None:
   """Of a checkpoint that cannot be read only the first error is heard.
 
   Orbax gives up at that one; each array that is still being read would then

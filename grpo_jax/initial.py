@@ -17,7 +17,7 @@ from flax import traverse_util
 import jax
 import orbax.checkpoint as ocp
 
-from grpo_jax import models, sharding, weights
+from grpo_jax import checkpoint, models, sharding, weights
 from grpo_jax.models import Model
 from grpo_jax.types import Params
 
@@ -49,6 +49,7 @@ def check(path: str, model: Model) -> None:
     weights.check_gguf(path, model)
     return
   folder = _checkpoint(path)
+  checkpoint.hide_orphans()
   try:
     tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree['params']
   except Exception as e:  # Whatever a damaged file makes Orbax raise.

@@ -195,10 +195,16 @@ def test_what_is_assigned_after_applying_overrides_knob_by_knob():
 
 def test_a_changed_knob_stays_and_the_rest_comes_from_the_recipe():
   found = algorithms.resolve(
-    with_algorithm('dapo', loss={'clip_low': 0.1}, dynamic={'batches': 3})
+    with_algorithm(
+      'dapo',
+      loss={'clip_low': 0.1},
+      dynamic={'batches': 3},
+      updates={'minibatches': 16},
+    )
   )
   assert (found.loss.clip_low, found.loss.clip_high) == (0.1, 0.28)
   assert found.dynamic.batches == 3
+  assert found.updates.minibatches == 16  # Not cut to what has four groups.
   assert found.truncated == 'mask'
 
 

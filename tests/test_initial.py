@@ -91,6 +91,15 @@ def test_a_run_that_started_from_another_begins_at_step_0(source):
   assert not any(np.any(np.asarray(x)) for x in moments)
 
 
+def from_run(workdir):
+  return [
+    '--config.pretrain.steps=0',
+    f'--config.model.init={workdir}',
+    f'--config.tokenizer.path={workdir / "tokenizer.model"}',
+    '--config.model.sizes={"layers": 2}',
+  ]
+
+
 def refused(c, workdir, *words):
   with pytest.raises((ValueError, FileNotFoundError)) as e:
     train.start(build.build(c, str(workdir)))
@@ -127,37 +136,42 @@ def test_the_tokenizer_of_a_run_with_a_published_one_is_named(source, tmp_path):
     ('lost', ['lost', 'no such file']),
     ('.', ['no checkpoints/<step>', '.gguf']),
     ('source/checkpoints/7', ['no such file']),
-    ('damaged', ['cannot be read']),
-    ('cut', ['cannot be read']),
   ],
 )
 def test_a_path_without_weights_is_refused(source, tmp_path, path, words):
   workdir, _ = source
-  if path == 'damaged':  # What tells what is in it.
-    shutil.copytree(workdir, workdir.parent / path)
-    step = workdir.parent / path / 'checkpoints' / '10' / 'default'
-    for file in step.glob('_METADATA'):
-      file.write_text('{')
-  if path == 'cut':  # The numbers themselves.
-    shutil.copytree(workdir, workdir.parent / path)
-    step = workdir.parent / path / 'checkpoints' / '10' / 'default'
-    for file in step.rglob('d/*'):
-      file.write_bytes(b'')
   c = tiny(init=str(workdir.parent / path))
   c.tokenizer.path = str(workdir / 'tokenizer.model')
   refused(c, tmp_path / 'run', *words)
 
 
+# In a process of its own: what Orbax leaves of a read that fails is heard of at
+# some later time, perhaps in another test.
+@pytest.mark.parametrize(
+  'files,text',
+  [('_METADATA', '{'), ('d/*', '')],
+  ids=['what is in it', 'the numbers themselves'],
+)
+def test_a_damaged_checkpoint_is_refused(source, tmp_path, files, text):
+  workdir, _ = source
+  damaged = tmp_path / 'damaged'
+  shutil.copytree(workdir, damaged)
+  for file in (damaged / 'checkpoints' / '10' / 'default').glob(files):
+    file.write_text(text)
+  flags = from_run(damaged)
+  done = command.run(
+    *command.train('quickstart.py:smoke', tmp_path / 'run', *flags)
+  )
+  assert done.returncode == 1
+  (error,) = [x for x in done.stderr.splitlines() if x.startswith('error: ')]
+  assert str(damaged) in error and 'cannot be read' in error
+  assert 'compile' not in done.stdout
+
+
 @pytest.mark.slow
 def test_a_command_line_goes_on_from_a_run(source, tmp_path):
-  workdir, newest = source
-  flags = [
-    '--config.pretrain.steps=0',
-    f'--config.model.init={workdir}',
-    f'--config.tokenizer.path={workdir / "tokenizer.model"}',
-    '--config.model.sizes={"layers": 2}',
-    '--config.steps=1',
-  ]
+  workdir, _ = source
+  flags = [*from_run(workdir), '--config.steps=1']
   done = command.run(
     *command.train('quickstart.py:smoke', tmp_path / 'run', *flags)
   )

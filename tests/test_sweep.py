@@ -74,6 +74,24 @@ def test_a_sweep_stops_goes_on_and_takes_more_algorithms(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_that_fails_is_named_and_the_others_are_compared(tmp_path):
+  workdir = tmp_path / 'sweep'
+  (workdir / 'grpo_0').mkdir(parents=True)
+  # A folder that looks fine until the run opens it.
+  (workdir / 'grpo_0' / 'tokenizer.model').write_text('')
+  (workdir / 'grpo_0' / 'data').write_text('a file')
+  line = sweep(workdir, '--algorithms=grpo,dr_grpo', '--seeds=0:1')
+  done = command.run(*line, timeout=900)
+  assert done.returncode == 1
+  assert len(done.stderr.strip().splitlines()) == 1
+  assert 'grpo_0: not done' in done.stderr and 'logs' in done.stderr
+  assert list(json.loads((workdir / 'sweep.json').read_text())) == [
+    'before RL',
+    'dr_grpo',
+  ]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'flags,words',
   [
