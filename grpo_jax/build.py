@@ -74,6 +74,7 @@ class Functions(NamedTuple):
   update: Callable  # (state, rollout, rewards) -> state, metrics
   draw: Callable  # (history, step, key) -> rows of a step, of a curriculum
   look: Callable  # (history, rollout, rewards) -> history, count, metrics
+  merge: Callable  # (kept, new) -> kept, count; of dynamic sampling
   iterate: Callable  # (state, prompts, text, key) -> state, (all of the three)
   rollout_sample: Callable  # (params, prompts, key) -> rollout
   sample: Callable  # (params, prompts, text, key) -> rollout, rewards
@@ -228,13 +229,15 @@ def functions(run: Run) -> Functions:
   def record(known, rolled, scores):
     if known is None:
       return None, {}
-    rows_P, right_PG = rolled.prompts.rows_P, scores.parts[c.eval.right]
+    right_PG = scores.parts[c.eval.right][:, : c.rollout.group_size]
+    rows_P = rolled.prompts.rows_P
     numbers = history.describe(known, rows_P)
     decay = c.curriculum.decay
     return history.record(known, rows_P, right_PG, decay=decay), numbers
 
   def look(known, rolled, scores):
     known, numbers = record(known, rolled, scores)
+    scores = jax.tree.map(lambda x: x[:, : c.rollout.group_size], scores)
     count, more = groups.look(scores)
     return known, count, numbers | more
 
@@ -287,6 +290,7 @@ def functions(run: Run) -> Functions:
     update=update,
     draw=draw,
     look=look,
+    merge=functools.partial(groups.merge, group_size=c.rollout.group_size),
     score=functools.partial(score, mix=c.reward.to_dict()),
     score_sample=functools.partial(score, mix=config_lib.reward_mix(c)),
     iterate=iterate,

@@ -277,8 +277,15 @@ def check(c: ConfigDict) -> None:
         look(**part.knobs)  # Raises for a knob that cannot be.
   if not any(part.weight for part in parts):
     raise ValueError(f'reward={c.reward.to_dict()}: no part has a weight')
+  _check_level(c)
   for section in _CHOICES:
     choose(section, c[section])
+    for name in asks(section, c):
+      _check_choice(
+        f'what {section}.name={c[section].name!r} asks for',
+        name,
+        inputs.KNOWN.get(section, ()),
+      )
   _check_algorithm(c)
   _check_groups(c)
   for section, knobs in (
@@ -293,6 +300,15 @@ def check(c: ConfigDict) -> None:
     raise ValueError(
       f'pretrain.steps={c.pretrain.steps} trains random weights, but '
       f'model.init={c.model.init!r} loads some: one of them must go'
+    )
+
+
+def _check_level(c: ConfigDict) -> None:
+  level = c.loss.get('level', 'token')
+  if level != 'token' and c.loss.get('name') in _CAPPED:
+    raise ValueError(
+      f'loss.level={level!r}: the bound of {c.loss.name!r} is for the ratio of '
+      'a token, and a completion is on another scale; gspo bounds completions'
     )
 
 
@@ -317,6 +333,12 @@ def _check_algorithm(c: ConfigDict) -> None:
     raise ValueError(
       "select.name='top_covariance' would keep those tokens alone: "
       "it is meant for loss.name='kl_cov'"
+    )
+  if c.kl.where == 'reward' and 'parts' in asks('advantage', c):
+    raise ValueError(
+      f'advantage.name={c.advantage.name!r} looks at the parts of the reward '
+      "one by one, in which the KL of kl.where='reward' is not: put it into "
+      "the 'loss'"
     )
   if c.kl.where == 'reward' and not c.kl.coef:
     raise ValueError("kl.where='reward' needs kl.coef above 0")
@@ -424,6 +446,7 @@ _NOT_KNOBS = {  # Of the function.
   'curriculum': ('decay', 'floor', 'prior'),
   'kl': ('coef', 'where', 'target', 'horizon'),
 }
+_CAPPED = ('dual_clip', 'two_sided', 'cispo', 'cispo_cap')  # Token by token.
 _ALONE = ('reinforce_pp', 'remax')  # Baselines that are not of the group.
 
 

@@ -58,15 +58,18 @@ def fill(
   return kept, sampled
 
 
-def merge(kept: Scored, new: Scored) -> tuple[Scored, jax.Array]:
+def merge(
+  kept: Scored, new: Scored, *, group_size: int
+) -> tuple[Scored, jax.Array]:
   """As many groups as before: those that differ, the kept ones first.
 
   What is left over is filled with groups that do not differ, in the same order.
-  Returns them, and how many of them differ.
+  Only the first `group_size` of a group are looked at: a greedy completion
+  comes after them. Returns the groups, and how many of them differ.
   """
   P = len(kept[1].total_PG)
   both = jax.tree.map(lambda *x: jnp.concatenate(x), kept, new)
-  differ_P = differ(both[1].total_PG)
+  differ_P = differ(both[1].total_PG[:, :group_size])
   first_P = jnp.argsort(~differ_P, stable=True)[:P]
   count = jnp.minimum(jnp.sum(differ_P), P)
   return jax.tree.map(lambda x: x[first_P], both), count

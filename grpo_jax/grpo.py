@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from grpo_jax import advantages, sampling
+from grpo_jax import advantages, groups, sampling
 from grpo_jax.batch import Batch, join, prepare, split
 from grpo_jax.inputs import asks, fill
 from grpo_jax.likelihood import likelihood
@@ -200,29 +200,12 @@ def grpo_update(
       # Of the tokens that count, as in TRL.
       kept_PGT = mask_PGT * _or_ones(batch.selected_PGT, mask_PGT)
       batch = batch.replace(bonus_PGT=aggregate_lib.token_mean(kept_PGT))
-    if skip_even:
-      batch = _even_last(batch, microbatches)
-
-    def add(grads, piece: Batch):
-      def compute():
-        return jax.value_and_grad(loss, has_aux=True)(params, piece)
-
-      if skip_even:
-        learnable = jnp.any(piece.advantages_PGT != 0)
-        (value, (means, drift)), more = jax.lax.cond(
-          learnable, compute, lambda: _zeros(jax.eval_shape(compute))
-        )
-      else:
-        (value, (means, drift)), more = compute()
-      return jax.tree.map(jnp.add, grads, more), (value, means, drift)
-
-    grads, (values, means, drifts) = jax.lax.scan(
-      add, _zeros(params), split(batch, microbatches)
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (value, (means, drift)), grads = _summed(
+      gradient, params, batch, microbatches, skip_even
     )
-    sums = {'loss': values} | means
-    sums = {name: jnp.sum(x) for name, x in sums.items()}
     norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(sums['loss']) & jnp.isfinite(norm)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
     updates, next_opt_state = optimizer.update(grads, opt_state, params)
     moved = optax.apply_updates(params, updates), next_opt_state
     stays = params, opt_state
@@ -230,8 +213,8 @@ def grpo_update(
       lambda new, old: jnp.where(finite, new, old), moved, stays
     )
     carry = *carry, jnp.where(finite, 0, in_a_row + 1)
-    sums |= {'grad_norm': norm, 'skipped': 1.0 - finite}
-    return carry, (sums, jnp.max(drifts))
+    numbers = {'loss': value, 'grad_norm': norm, 'skipped': 1.0 - finite}
+    return carry, (means | numbers, drift)
 
   def one_pass(carry, _):
     return jax.lax.scan(minibatch_step, carry, split(batch, minibatches))
@@ -252,14 +235,13 @@ def grpo_update(
   if kl_in_loss:
     metrics['kl/reference'] = stats.pop('kl')
   next_coefs = dict(state.coefs)
-  if 'kl' in next_coefs:
+  if 'kl' in state.coefs:
+    metrics['kl/coef'] = coefs['kl']
     next_coefs['kl'] = kl_control(coefs['kl'], metrics['kl/reference'])
-  if 'entropy' in next_coefs:
+  if 'entropy' in state.coefs:
+    metrics['entropy/coef'] = bonus
     next_coefs['entropy'] = entropy_control(coefs['entropy'], stats['entropy'])
     next_coefs['entropy_before'] = stats['entropy']
-    metrics['entropy/coef'] = jnp.asarray(bonus)
-  if 'kl' in next_coefs:
-    metrics['kl/coef'] = coefs['kl']
   metrics |= {f'policy/{name}': value for name, value in stats.items()}
   reference = state.reference
   if refresh is not None and reference is not None:
@@ -299,14 +281,41 @@ def _select(select: Callable, batch: Batch, look: Callable, state: TrainState):
   )
 
 
-def _even_last(batch: Batch, pieces: int) -> Batch:
-  """Gathers the groups without advantage in the last of the pieces."""
-  P = len(batch.advantages_PGT)
-  even_P = jnp.all(batch.advantages_PGT == 0, axis=(1, 2))
-  order_P = jnp.argsort(even_P, stable=True)
-  # Piece i of _split takes i, i + pieces, ...
-  order_P = order_P.reshape(pieces, P // pieces).T.reshape(-1)
-  return jax.tree.map(lambda x: x[order_P], batch)
+def _summed(
+  gradient: Callable,
+  params: Params,
+  batch: Batch,
+  pieces: int,
+  skip_even: bool,
+) -> tuple:
+  """The gradient of a batch and what comes with it, piece after piece.
+
+  All of it is summed over the pieces, but for the drift, the largest of them.
+  """
+  if skip_even:  # Groups without advantage come last; piece i is i, i + pieces.
+    order_P, _ = groups.order(batch.advantages_PGT)
+    order_P = order_P.reshape(pieces, -1).T.reshape(-1)
+    batch = jax.tree.map(lambda x: x[order_P], batch)
+
+  def add(total, piece: Batch):
+    def compute():
+      return gradient(params, piece)
+
+    if skip_even:
+      learnable = jnp.any(piece.advantages_PGT != 0)
+      nothing = _zeros(jax.eval_shape(compute))
+      (value, (means, drift)), grads = jax.lax.cond(
+        learnable, compute, lambda: nothing
+      )
+    else:
+      (value, (means, drift)), grads = compute()
+    return jax.tree.map(jnp.add, total, grads), (value, means, drift)
+
+  grads, (values, means, drifts) = jax.lax.scan(
+    add, _zeros(params), split(batch, pieces)
+  )
+  value, means = jax.tree.map(jnp.sum, (values, means))
+  return (value, (means, jnp.max(drifts))), grads
 
 
 def _or_ones(x: jax.Array | None, mask_PGT: jax.Array) -> jax.Array:

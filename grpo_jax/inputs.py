@@ -9,11 +9,13 @@ from collections.abc import Callable
 import functools
 import inspect
 
+# By section of the config; config.check refuses others.
 KNOWN = {
   'advantage': (
     'mask_PGT',  # Tokens that count.
     'token_rewards_PGT',  # The reward on the last of them; less the KL there.
     'parts',  # Name of a part with a weight -> score_PG, bounded and gated.
+    'part_weights',  # The same names -> float, the weights in c.reward.
     'greedy_P',  # The reward of a greedy completion of each prompt.
     'logps_PGT',  # Under the policy before the update.
     'squares_PGT',  # Sum over the vocabulary of p**2 at each token.

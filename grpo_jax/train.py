@@ -110,7 +110,7 @@ def programs(run: build.Run) -> dict[str, Program]:
     }
   found['update'] = f.update, (rl, *scored), (rl_out, whole)
   found['look'] = f.look, (rl.history, *scored), whole
-  found['merge'] = groups.merge, (scored, scored), (rows, whole)
+  found['merge'] = f.merge, (scored, scored), (rows, whole)
   if rl.history is not None:
     found['draw'] = f.draw, (rl.history, rl.step, key), whole
   # float64 has no name among the precisions of products, and no need of one.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import build, checkpoint, config
+from grpo_jax.losses import policy
 
 SMOKE = 'quickstart.py:smoke'
 
@@ -174,6 +175,16 @@ def test_what_cannot_work_is_refused_by_name(changes, words):
       {'name': 'ppo_clip', 'clip': 0.2},
       ['loss.clip', 'clip_low, clip_high'],
     ),
+    (
+      'loss',
+      {'name': 'cispo_cap', 'level': 'mean'},
+      ["loss.level='mean'", "'cispo_cap'", 'gspo'],
+    ),
+    (
+      'loss',
+      {'name': 'dual_clip', 'level': 'sum'},
+      ["loss.level='sum'", "'dual_clip'", 'gspo'],
+    ),
     ('advantage', {'name': 'rloo', 'ddof': 1}, ['advantage.ddof', "'rloo'"]),
     ('loss', {'clip_low': 0.2}, ['loss', 'name', 'ppo_clip', 'reinforce']),
   ],
@@ -181,6 +192,28 @@ def test_what_cannot_work_is_refused_by_name(changes, words):
 def test_a_replaced_section_is_checked(section, value, words):
   c = config.default()
   c[section] = config.ConfigDict(value)
+  refused(lambda: config.check(c), words)
+
+
+def test_the_kl_in_a_reward_that_is_looked_at_part_by_part_is_refused():
+  c = config.default()
+  c.advantage.name = 'gdpo'
+  config.check(c)
+  c.kl.update(where='reward', coef=0.1)
+  refused(
+    lambda: config.check(c), ["advantage.name='gdpo'", "kl.where='reward'"]
+  )
+
+
+def test_what_a_function_asks_for_has_to_be_known(monkeypatch):
+  def eager(logps_PGT, old_logps_PGT, advantages_PGT, mask_PGT, *, logits_PGTV):
+    pass
+
+  monkeypatch.setattr(eager, '__module__', policy.__name__)
+  monkeypatch.setattr(policy, 'eager', eager, raising=False)
+  c = config.default()
+  c.loss = config.ConfigDict({'name': 'eager'})
+  words = ["'eager'", "'logits_PGTV'", 'correction_PGT, selected_PGT']
   refused(lambda: config.check(c), words)
 
 

@@ -72,13 +72,21 @@ def test_a_group_differs_if_two_of_its_scores_do(group, expected):
   assert found.tolist() == [expected]
 
 
+def test_a_greedy_completion_makes_no_group_differ():
+  # The last of each group is greedy; only the second group's others differ.
+  kept = batch(np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1], [1, 1, 1]], 'f4'))
+  (_, rewards), count = groups.merge(kept, kept, group_size=G - 1)
+  assert count == 2 and rewards.total_PG[:2].tolist() == [[0, 1, 1], [0, 1, 1]]
+  assert groups.merge(kept, kept, group_size=G)[1] == 4
+
+
 def test_the_groups_that_differ_come_first_and_each_brings_all_it_has():
   rng = np.random.default_rng(0)
   for _ in range(20):
     kept_PG, new_PG = rng.integers(2, size=(2, P, G)).astype(np.float32)
     kept_PG[rng.random((P, G)) < 0.2] = NAN
     kept, new = batch(kept_PG), batch(new_PG, first=P)
-    found, count = groups.merge(kept, new)
+    found, count = groups.merge(kept, new, group_size=G)
 
     differing, others = [], []
     for total_PG, base in ((kept_PG, 0), (new_PG, P)):
