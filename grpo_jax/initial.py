@@ -1,41 +1,83 @@
 """The weights that a run starts from: a published file, or another run's.
 
+  architecture(path)            what model it is
   check(path, model)            raises, in one line, what load would
   load(path, model, shardings)  parameters, each device its own part
 
-`path` is config.model.init: a GGUF file (see weights.py), the workdir of a run,
-which is its newest checkpoint, or one checkpoint of it, as in
+`path` is config.model.init: published weights (see weights/), the workdir of a
+run, which is its newest checkpoint, or one checkpoint of it, as in
 runs/quickstart/checkpoints/1000. While a run is being trained on only the last
-of them always means the same weights.
+of them always means the same weights. Low-rank adapters that are not there are
+made anew.
 """
 
+import dataclasses
+import functools
+import importlib
 import json
-import os
 
 from etils import epath
 from flax import traverse_util
 import jax
 import orbax.checkpoint as ocp
 
-from grpo_jax import checkpoint, models, sharding, weights
-from grpo_jax.models import Model
+from grpo_jax import checkpoint, models, weights
+from grpo_jax.models import Model, lora
 from grpo_jax.types import Params
+from grpo_jax.weights import paths
 
 
 def is_run(path: str) -> bool:
-  """Whether it is a folder, so that no file of weights is meant."""
-  return not path.startswith('package:') and _expand(path).is_dir()
+  """Whether it is a folder, and not one of published weights."""
+  return not weights.is_published(path)
 
 
 def tokenizer(path: str) -> str:
   """What tokenizer.path has to be for the tokens of a run."""
-  folder = _expand(path)
-  if folder.name.isdigit():
-    folder = folder.parent.parent
-  learnt, config = folder / 'tokenizer.model', folder / 'config.json'
-  if not learnt.exists() and config.exists():
-    return json.loads(config.read_text())['tokenizer']['path']
+  learnt = _workdir(path) / 'tokenizer.model'
+  if not learnt.exists() and (_workdir(path) / 'config.json').exists():
+    c = config(path)
+    if c['tokenizer']['path'] or not c['model']['init']:
+      return c['tokenizer']['path']
+    init = c['model']['init']
+    return tokenizer(init) if is_run(init) else init
   return str(learnt)
+
+
+def architecture(path: str) -> tuple[str, dict]:
+  """The file in models/, and all that differs from its Sizes' defaults."""
+  if not is_run(path):
+    return weights.architecture(path)
+  c = config(path)['model']
+  if c['variant']:
+    name = c['name']
+    module = importlib.import_module(f'grpo_jax.models.{name}')
+    sizes = dataclasses.asdict(module.VARIANTS[c['variant']])
+  else:
+    name, sizes = architecture(c['init'])
+  vocab_size, _ = shapes(path)['embed']  # Mostly the tokenizer's.
+  return name, sizes | c['sizes'] | {'vocab_size': vocab_size}
+
+
+def config(path: str) -> dict:
+  """The config that made a run."""
+  file = _workdir(path) / 'config.json'
+  if not file.exists():
+    raise FileNotFoundError(f'{path}: there is no {file}')
+  return json.loads(file.read_text())
+
+
+def shapes(path: str) -> dict[str, list[int]]:
+  """Of a run's parameters, by names like 'layers/q'; reads no weights."""
+  folder = _checkpoint(path)
+  checkpoint.hide_orphans()
+  try:
+    tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree['params']
+  except Exception as e:  # Whatever a damaged file makes Orbax raise.
+    raise ValueError(
+      f'{path}: {folder} cannot be read ({paths.line(e)})'
+    ) from e
+  return {name: list(x.shape) for name, x in _flat(tree).items()}
 
 
 def check(path: str, model: Model) -> None:
@@ -45,19 +87,15 @@ def check(path: str, model: Model) -> None:
     FileNotFoundError: there is no such file or folder, or no checkpoint in it.
     ValueError: it is damaged, or other parameters or shapes are in it.
   """
+  model = _held(path, model)
   if not is_run(path):
-    weights.check_gguf(path, model)
+    weights.check(path, model)
     return
-  folder = _checkpoint(path)
-  checkpoint.hide_orphans()
-  try:
-    tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree['params']
-  except Exception as e:  # Whatever a damaged file makes Orbax raise.
-    raise ValueError(f'{path}: {folder} cannot be read ({_line(e)})') from e
-  found, wanted = (
-    {name: list(x.shape) for name, x in _flat(params).items()}
-    for params in (tree, models.abstract_params(model))
-  )
+  found = shapes(path)
+  wanted = {
+    name: list(x.shape)
+    for name, x in _flat(models.abstract_params(model)).items()
+  }
   for name, shape in wanted.items():
     if found.get(name) != shape:
       there = f'is {found[name]}' if name in found else 'is not there'
@@ -66,11 +104,22 @@ def check(path: str, model: Model) -> None:
     raise ValueError(f'{path}: the model has no place for {min(extra)!r}')
 
 
-def load(path: str, model: Model, shardings: Params) -> Params:
-  """The parameters, in the shardings given; raises what check raises."""
-  check(path, model)
+def load(path: str, model: Model, shardings: Params, seed: int = 0) -> Params:
+  """The parameters, in the shardings given; raises what check raises.
+
+  `seed` is of adapters that the path does not have.
+  """
+  held = _held(path, model)
+  if held is not model:
+    new, there = models.partition(model, shardings)
+    adapters = jax.jit(
+      functools.partial(models.init_params, lora.adapters(model)),
+      out_shardings=new,
+    )(jax.random.key(seed))
+    return models.join(adapters, load(path, held, there))
   if not is_run(path):
-    return sharding.put(weights.load_gguf(path, model), shardings)
+    return weights.load(path, model, shardings)
+  check(path, model)
   template = {
     'params': jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -90,13 +139,29 @@ def load(path: str, model: Model, shardings: Params) -> Params:
       ),
     )
   except Exception as e:
-    raise ValueError(f'{path}: {folder} cannot be read ({_line(e)})') from e
+    raise ValueError(
+      f'{path}: {folder} cannot be read ({paths.line(e)})'
+    ) from e
   return state['params']
+
+
+def _workdir(path: str) -> epath.Path:
+  folder = paths.expand(path)
+  return folder.parent.parent if folder.name.isdigit() else folder
+
+
+def _held(path: str, model: Model) -> Model:
+  """The model, or only what is frozen of it, where a path has no adapters."""
+  if not lora.is_adapted(model):
+    return model
+  if is_run(path) and lora.names(model) & shapes(path).keys():
+    return model
+  return lora.base(model)
 
 
 def _checkpoint(path: str) -> epath.Path:
   """The folder that Orbax wrote."""
-  folder = _expand(path)
+  folder = paths.expand(path)
   if not folder.name.isdigit():
     steps = folder / 'checkpoints'
     names = [x.name for x in steps.iterdir()] if steps.exists() else []
@@ -104,7 +169,8 @@ def _checkpoint(path: str) -> epath.Path:
     if not found:
       raise FileNotFoundError(
         f'{path}: this folder has no checkpoints/<step> in it; model.init '
-        'takes the workdir of a run, one of its checkpoints, or a .gguf file'
+        'takes the workdir of a run, one of its checkpoints, a .gguf file, or '
+        'a Hugging Face folder with config.json and .safetensors files'
       )
     folder = steps / str(max(found))
   if not (folder / 'default').is_dir():
@@ -112,13 +178,5 @@ def _checkpoint(path: str) -> epath.Path:
   return (folder / 'default').resolve()
 
 
-def _expand(path: str) -> epath.Path:
-  return epath.Path(os.path.expandvars(path)).expanduser()
-
-
 def _flat(params: Params) -> dict:
   return traverse_util.flatten_dict(params, sep='/')
-
-
-def _line(error: Exception) -> str:
-  return ' '.join(str(error).split())[:120] or type(error).__name__

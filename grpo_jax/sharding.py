@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
+HOST = 'pinned_host'  # The memory of the host that devices reach.
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')
 
 TRAIN = {
@@ -101,6 +102,31 @@ def like_params(state, params, mesh):
   return jax.tree_util.tree_map_with_path(place, state)
 
 
+def on_host(tree):
+  """The same shapes, to lie in host memory; single numbers stay where they are.
+
+  What is computed with them has to be fetched by the program that does it.
+  """
+
+  def move(x):
+    where = x.sharding.with_memory_kind(HOST)
+    return x.update(sharding=where) if x.ndim else x
+
+  return jax.tree.map(move, tree)
+
+
+def fetch(tree):
+  """What lies in host memory on the devices, cut as it was."""
+  return jax.device_put(tree, jax.memory.Space.Device)
+
+
+def reaches_host(mesh) -> bool:
+  """Whether its devices have memory of their host to use."""
+  ours = jax.process_index()
+  device = next(d for d in mesh.devices.flat if d.process_index == ours)
+  return any(memory.kind == HOST for memory in device.addressable_memories())
+
+
 def replicated(mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
@@ -117,7 +143,7 @@ def own_rows(mesh, rows: int) -> slice:
   not, there are rows of others in it.
   """
   held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-  bounds = [index.indices(rows)[:2] for (index,) in held]
+  bounds = [index.indices(rows)[:2] for (index,) in filter(None, held)]
   first, last = zip(*bounds, strict=True)
   return slice(min(first), max(last))
 
@@ -149,14 +175,36 @@ def by_rows(function: Callable) -> Callable:
   )
 
 
+def by_rows_and_heads(function: Callable, rows: int, heads: int) -> Callable:
+  """Each device calls function(by_head, by_row) for rows and heads of its own.
+
+  `by_head` and what comes back are trees of arrays (rows, key-value heads, ..),
+  `by_row` of (rows, ..); the rows of an array may be several times as many. For
+  kernels, which XLA cannot cut. What does not divide is whole on each device.
+  Without a mesh it is the function itself.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return function
+  by_head = spec(('batch', 'kv_heads'), (rows, heads), TRAIN, mesh)
+  return jax.shard_map(
+    function,
+    in_specs=(by_head, PartitionSpec(by_head[0])),
+    out_specs=by_head,
+    check_vma=False,  # It would want to be told by the kernel, which cannot.
+  )
+
+
 def put(tree, shardings):
   """Host arrays, the same on every process, to their places on a mesh.
 
   `shardings` is one for all, or a tree of them. Each process copies only what
-  its own devices hold.
+  its own devices hold, and what lies in its place stays there.
   """
 
   def place(x, where):
+    if isinstance(x, jax.Array) and x.sharding == where:
+      return x
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, where, lambda at: x[at])
 

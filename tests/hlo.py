@@ -35,9 +35,15 @@ def build_run(
   dtype: str = 'float32',
   devices: list[jax.Device] | None = None,
   reward: dict | None = None,
+  attention: str = 'plain',
+  duplicates: str = 'off',
 ) -> build.Run:
-  """A small run with everything in it that cuts batches or holds weights."""
+  """A small run with everything in it that cuts batches or holds weights.
+
+  But for the alarm `duplicates`, which has a test of its own.
+  """
   c = config.default()
+  c.alarms.duplicates.action = duplicates
   c.reward = reward or c.reward
   c.mesh.update(dict.fromkeys(sharding.AXES, 1) | sizes)
   c.model.dtype = dtype
@@ -60,6 +66,7 @@ def build_run(
     head_size=32,
     feed_forward=256,
     vocab_size=1024,
+    attention=attention,
   )
   return dataclasses.replace(run, model=models.in_dtype(model, dtype))
 

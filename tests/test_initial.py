@@ -2,14 +2,18 @@
 
 import functools
 import json
+import pathlib
 import shutil
 
 import command
 import jax
 import numpy as np
 import pytest
+import safetensors_written as written
 
-from grpo_jax import build, checkpoint, config, train
+from grpo_jax import build, checkpoint, config, initial, models, train
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'models'
 
 
 def tiny(fsdp=1, **model):
@@ -79,6 +83,16 @@ def test_the_weights_come_back_sharded_over_eight_devices(source):
   assert sizes == {8}
   parts = found['embed'].addressable_shards
   assert parts[0].data.size * 8 == found['embed'].size
+
+
+def test_a_published_folder_is_no_run_and_gives_its_weights():
+  folder = str(GOLDEN / 'qwen2')
+  assert not initial.is_run(folder)
+  wanted = written.params_of(written.read(GOLDEN / 'qwen2'))
+  model = written.model_of(wanted)
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  where = models.map_table(lambda row: device, model)
+  assert_same(initial.load(folder, model, where), wanted)
 
 
 def test_a_run_that_started_from_another_begins_at_step_0(source):

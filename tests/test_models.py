@@ -10,7 +10,7 @@ import numpy_llama
 import pytest
 
 from grpo_jax import grpo, likelihood, models, optim, rollout, types
-from grpo_jax.models import layers, llama
+from grpo_jax.models import decoder, layers, llama
 
 V = 24
 GROUPED = dict(heads=4, kv_heads=2)  # Two query heads read one key-value head.
@@ -172,12 +172,22 @@ def test_gradients_flow_back_through_the_shared_prompt(params, group, usual):
   assert_same_gradients(actual, expected, 1e-4)
 
 
-@pytest.mark.parametrize('sizes', [dict(unroll=True), dict(remat=True)])
-def test_unrolling_and_recomputing_change_nothing(params, group, usual, sizes):
+@pytest.mark.parametrize('unroll', [False, True])
+@pytest.mark.parametrize('remat', decoder.REMATS)
+def test_unrolling_and_recomputing_change_nothing(
+  params, group, usual, remat, unroll
+):
   value, expected = usual
-  other_value, actual = gradient(params, tiny(**sizes), group)
+  model = tiny(remat=remat, unroll=unroll)
+  other_value, actual = gradient(params, model, group)
   assert other_value == pytest.approx(float(value), rel=1e-6)
   assert_same_gradients(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize('remat', [True, 'everything'])
+def test_what_is_recomputed_has_a_name(remat):
+  with pytest.raises(ValueError, match="remat=.*'none', 'full', 'dots', 'off"):
+    tiny(remat=remat)
 
 
 def test_a_tied_head_is_the_embedding_and_an_untied_one_is_not(params):
@@ -209,7 +219,7 @@ def test_norms_and_rotations_of_bfloat16_are_computed_in_float32():
   actual = layers.rms_norm(x_BNTH, scale, 1e-5)
   expected = numpy_llama.norm(wide, scale, 1e-5)
   np.testing.assert_allclose(np.float64(actual), expected, rtol=2**-8)
-  tables = layers.rope_tables(positions(2, 5), 8, 100.0)
+  tables = layers.rope_tables(positions(2, 5), layers.frequencies(8, 100.0))
   turned = layers.rope(x_BNTH[:, :, None], *tables)[:, :, 0]
   assert actual.dtype == turned.dtype == jnp.bfloat16
   for b in range(2):

@@ -43,7 +43,8 @@ def tokenizer(path):
 def forward(path):
   """ids -> logits_TV and log_probs_TV, for all sequences of the goldens."""
   model = models.build('llama', 'smollm2_135m')
-  params = weights.load_gguf(path, model)
+  one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  params = weights.load(path, model, one_device)
   rows = [chat['ids'] + chat['greedy_ids'] for chat in GOLDEN['chats']]
   rows += [text['ids'] for text in GOLDEN['texts']]
   T = max(map(len, rows))

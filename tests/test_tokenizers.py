@@ -3,17 +3,12 @@
 Published vectors of a real BPE are in test_smollm2.py.
 """
 
-import gguf
 import pytest
+from tokenizer_files import TEXTS, tiny_gguf
 
 from grpo_jax import tokenizers
 
 SYMBOLS = ['<think>', '</think>', '<answer>', '</answer>']
-TEXTS = [
-  'Start at 6: -1 *2 +2. Last digit?<think>6-1=5;5*2=10</think>',
-  'two  spaces,\ttab\nand a second line <answer>1234567890</answer>',
-  ' é and 日本 and a < b > c',
-]
 
 
 @pytest.fixture(scope='module')
@@ -174,9 +169,9 @@ def test_bpe_without_a_template_is_prompted_line_by_line(tmp_path):
 @pytest.mark.parametrize(
   'knobs,message',
   [
-    ({'pre': 'llama-bpe'}, "pre='llama-bpe' is not one of ['smollm']"),
-    ({'pre': None}, "pre=None is not one of ['smollm']"),
-    ({'model': 'llama'}, "model='llama' is not one of ['gpt2']"),
+    ({'pre': 'mpt'}, "pre='mpt' is not one of ['gpt-2', 'smo"),
+    ({'pre': None}, "pre=None is not one of ['gpt-2', 'smo"),
+    ({'model': 'bert'}, "model='bert' is not one of ['gpt2', 'llama']"),
     ({'merges': None}, 'tokenizer.ggml.merges is missing'),
   ],
 )
@@ -190,37 +185,3 @@ def test_a_rule_that_is_not_known_is_refused(tmp_path, knobs, message):
 def test_another_kind_of_file_is_refused():
   with pytest.raises(ValueError, match=r"'.gguf', not with '.json'"):
     tokenizers.load('tokenizer.json')
-
-
-def tiny_gguf(
-  folder,
-  model='gpt2',
-  pre='smollm',
-  merges=('a b', 'Ġ ab', '1 2'),
-  template=None,
-  eot_token_id=None,
-):
-  """Two control tokens, the 256 bytes and three merged tokens."""
-  printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  alphabet = [*map(chr, printed), *(chr(256 + i) for i in range(68))]
-  tokens = ['<|start|>', '<|end|>', *alphabet, 'ab', 'Ġab', '12']
-  path = folder / 'tiny.gguf'
-  writer = gguf.GGUFWriter(path, 'llama')
-  writer.add_tokenizer_model(model)
-  if pre:
-    writer.add_tokenizer_pre(pre)
-  writer.add_token_list(tokens)
-  writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
-  if merges:
-    writer.add_token_merges(list(merges))
-  writer.add_bos_token_id(0)
-  writer.add_eos_token_id(1)
-  if eot_token_id is not None:
-    writer.add_eot_token_id(eot_token_id)
-  if template:
-    writer.add_chat_template(template)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-  return path

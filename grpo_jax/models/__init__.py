@@ -5,7 +5,7 @@ the rest of the code base knows of a model is the record below: how to apply
 it, how to make room for decoding, where its head is, and one table that
 names every parameter with its shape, logical axes and initialiser. From the
 table follow random weights, abstract trees, shardings (`sharding.py`) and what
-a weights file must hold (`weights.py`).
+a weights file must hold (`weights/`).
 
 To add a model, write `models/<name>.py` with `build`; choose it by
 `c.model.name = '<name>'`. Nothing asks what is inside: a Linen or NNX module
@@ -17,8 +17,8 @@ import dataclasses
 import importlib
 from typing import Any, NamedTuple
 
+from flax import traverse_util
 import jax
-import jax.numpy as jnp
 
 from grpo_jax.types import ModelOutputs, Params
 
@@ -31,6 +31,8 @@ class Param(NamedTuple):
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]  # Logical axes; sharding.py maps them to a mesh.
   init: Initializer  # (key, shape, dtype) -> array, as jax.nn.initializers.
+  frozen: bool = False  # Not trained: neither gradient nor optimizer state.
+  dtype: str = 'float32'  # As it is kept; in_dtype says what it is used in.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Model:
   head: Callable[[Params], jax.Array]
   decode_params: Callable[[Params], Params] = lambda params: params
   products_per_pair: int = 0  # Multiply-adds of a query and a key that it sees.
+  adaptable: bool = False  # `apply` adds low-rank adapters, see lora.py.
 
 
 def build(name: str, variant: str, **sizes) -> Model:
@@ -91,19 +94,22 @@ def in_dtype(model: Model, dtype: str) -> Model:
   )
 
 
-def init_params(model: Model, key: jax.Array, dtype=jnp.float32) -> Params:
+def init_params(model: Model, key: jax.Array, dtype=None) -> Params:
   """Random parameters as the model's table says."""
   rows, tree = jax.tree.flatten(model.table, is_leaf=_is_param)
   keys = jax.random.split(key, len(rows))
   arrays = [
-    row.init(k, row.shape, dtype) for row, k in zip(rows, keys, strict=True)
+    row.init(k, row.shape, dtype or row.dtype)
+    for row, k in zip(rows, keys, strict=True)
   ]
   return jax.tree.unflatten(tree, arrays)
 
 
-def abstract_params(model: Model, dtype=jnp.float32) -> Params:
+def abstract_params(model: Model, dtype=None) -> Params:
   """Shapes and dtypes of the parameters, with nothing allocated."""
-  return map_table(lambda row: jax.ShapeDtypeStruct(row.shape, dtype), model)
+  return map_table(
+    lambda row: jax.ShapeDtypeStruct(row.shape, dtype or row.dtype), model
+  )
 
 
 def logical_axes(model: Model) -> Params:
@@ -114,6 +120,29 @@ def logical_axes(model: Model) -> Params:
 def param_count(model: Model) -> int:
   rows = jax.tree.leaves(abstract_params(model))
   return sum(row.size for row in rows)
+
+
+def partition(model: Model, params: Params) -> tuple[Params, Params]:
+  """Parameters that are trained, and those that are not (models.lora)."""
+  frozen = traverse_util.flatten_dict(map_table(lambda row: row.frozen, model))
+  if not any(frozen.values()):
+    return params, {}
+  flat = traverse_util.flatten_dict(params)
+  trained, rest = (
+    {path: x for path, x in flat.items() if frozen[path] == part}
+    for part in (False, True)
+  )
+  return traverse_util.unflatten_dict(trained), traverse_util.unflatten_dict(
+    rest
+  )
+
+
+def join(trained: Params, frozen: Params) -> Params:
+  """The inverse of partition."""
+  if not frozen:
+    return trained
+  flat = traverse_util.flatten_dict(trained)
+  return traverse_util.unflatten_dict(flat | traverse_util.flatten_dict(frozen))
 
 
 def map_table(function: Callable[[Param], Any], model: Model) -> Params:

@@ -1,7 +1,7 @@
 """Attention over two sources of keys: a shared prompt, and a row's own tokens.
 
 A group of G completions has one prompt, so its keys and values exist once, for
-P prompts, while each of the B = P*G rows has its own. `attend` takes a softmax
+P prompts, while each of the B = P*G rows has its own. `plain` takes a softmax
 over both without copying the prompt G times: the queries of a group are
 stacked, which makes a matrix product of what would be G matrix-vector ones.
 
@@ -12,12 +12,23 @@ library takes each sum in the same order for the few queries of a decode step
 and for the many of an update, if there are 64 rows at least. (With own values
 SH and prompt keys HL it does not, and the sampler's log-probabilities drifted
 ten times as far from the update's: `rollout/logp_drift` in
-experiments/RESULTS.md.) Another kernel takes the place of `attend` here; no
-model would know.
+experiments/RESULTS.md.)
+
+Kernels have one signature and are chosen by name (config.model.attention):
+
+  plain     all logits at one time
+  chunked   some queries at a time: memory linear in the number of keys
+  splash    a block of logits at a time, in one program of a TPU (flash.py)
+  cudnn     the same on NVIDIA's GPUs, in bfloat16 (flash.py)
+
+To add one, write its function here, or in flash.py if it adapts somebody
+else's; no model knows which it is.
 
 Keys: P prompts, B rows, N query heads, K key-value heads, R = N / K, T queries,
 L prompt keys, S own keys, H head size, Y layers.
 """
+
+from typing import NamedTuple
 
 from flax import struct
 import jax
@@ -25,9 +36,10 @@ import jax.numpy as jnp
 
 from grpo_jax.models import layers
 
+KERNELS = ('plain', 'chunked')
 
-@struct.dataclass
-class Cache:
+
+class Cache(struct.PyTreeNode):
   """Keys and values, one array a layer: updated in place in a decode loop."""
 
   prompt_k: tuple[jax.Array, ...]  # PKLH
@@ -58,26 +70,49 @@ def init_cache(
   )
 
 
-def attend(
+class Reach(NamedTuple):
+  """Which keys a query sees, told without a mask of all pairs.
+
+  Query t is at place `used` + t of its row's own keys: it sees those up to
+  itself, in its own document, and all of its prompt; of both only the last
+  `window`. Where layers of several kinds are scanned, `kind` is not known
+  before they run, but `windows` are: kernels that need a number to be compiled
+  take them all.
+  """
+
+  segment_ids_BS: jax.Array | None = None  # Of own keys, queries among them.
+  used: jax.Array | int = 0  # Own keys before the first query.
+  windows: tuple[int, ...] = ()  # Keys, a query's own one counted; () is all.
+  kind: jax.Array | int = 0  # Which of `windows` is this layer's.
+
+  @property
+  def window(self) -> jax.Array | int | None:
+    if not self.windows or isinstance(self.kind, int):
+      return self.windows[self.kind] if self.windows else None
+    return jnp.asarray(self.windows, jnp.int32)[self.kind]
+
+
+def plain(
   q_BKRTH: jax.Array,
   k_BKHS: jax.Array,
   v_BKHS: jax.Array,
-  mask: jax.Array,
+  reach: Reach,
   prompt: tuple[jax.Array, jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-  """Scaled dot-product attention, float32 softmax; returns BKRTH.
+  """Dot-product attention, float32 softmax; returns BKRTH.
 
   Args:
-    q_BKRTH: queries, grouped by the key-value head that they read.
+    q_BKRTH: scaled queries, grouped by the key-value head that they read.
     k_BKHS: own keys.
     v_BKHS: own values.
-    mask: bool, broadcasts to (B, 1, 1, T, S): which own keys a query sees.
+    reach: which keys a query sees.
     prompt: keys k_PKLH, values v_PKHL and lengths_P of the shared prompts.
   """
   B, K, R, T, H = q_BKRTH.shape
-  q_BKMH = (q_BKRTH * H**-0.5).reshape(B, K, R * T, H)  # Rows m = r*T + t.
+  q_BKMH = q_BKRTH.reshape(B, K, R * T, H)  # Rows m = r*T + t.
   logits_BKRTS = _product(q_BKMH, k_BKHS).reshape(B, K, R, T, -1)
-  logits_BKRTS = jnp.where(mask, logits_BKRTS, -jnp.inf)
+  seen = own_seen(reach, T, k_BKHS.shape[-1])
+  logits_BKRTS = jnp.where(seen, logits_BKRTS, -jnp.inf)
   logits_BKMS = logits_BKRTS.reshape(B, K, R * T, -1)
   top_BKM1 = jnp.max(logits_BKMS, axis=-1, keepdims=True)
   if prompt is None:
@@ -90,8 +125,13 @@ def attend(
   P, _, L, _ = k_PKLH.shape
   G = B // P
   logits_PKXL = _product_t(_stack_group(q_BKMH, P), k_PKLH)
-  seen_PL = jnp.arange(L) < lengths_P[:, None]
-  logits_PKXL = jnp.where(seen_PL[:, None, None], logits_PKXL, -jnp.inf)
+  seen = _prompt_seen(reach, lengths_P, T, L)
+  if reach.window is None:
+    logits_PKXL = jnp.where(seen, logits_PKXL, -jnp.inf)
+  else:  # Rows x = (g, r, t).
+    logits_PKYTL = logits_PKXL.reshape(P, K, -1, T, L)
+    logits_PKYTL = jnp.where(seen, logits_PKYTL, -jnp.inf)
+    logits_PKXL = logits_PKYTL.reshape(logits_PKXL.shape)
   top_PKX1 = jnp.max(logits_PKXL, axis=-1, keepdims=True)
   top_BKM1 = jnp.maximum(top_BKM1, _unstack_group(top_PKX1, G))
   own_BKMH, own_sum_BKM1 = _weigh(logits_BKMS, top_BKM1, v_BKHS)
@@ -99,6 +139,64 @@ def attend(
   y_BKMH = own_BKMH + _unstack_group(y_PKXH, G)
   y_BKMH /= own_sum_BKM1 + _unstack_group(sum_PKX1, G)
   return y_BKMH.reshape(B, K, R, T, H)
+
+
+def chunked(
+  q_BKRTH: jax.Array,
+  k_BKHS: jax.Array,
+  v_BKHS: jax.Array,
+  reach: Reach,
+  prompt: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+  *,
+  chunk: int = 128,
+) -> jax.Array:
+  """As plain, but for `chunk` queries at a time, also in the gradient.
+
+  Then what exists at one time grows with the number of keys, and no more with
+  its product with the number of queries.
+  """
+  T = q_BKRTH.shape[3]
+  if T <= chunk:
+    return plain(q_BKRTH, k_BKHS, v_BKHS, reach, prompt)
+  pieces = -(-T // chunk)
+  q_BKRTH = jnp.pad(q_BKRTH, ((0, 0),) * 3 + ((0, pieces * chunk - T), (0, 0)))
+
+  @jax.checkpoint
+  def piece(first):
+    part = jax.lax.dynamic_slice_in_dim(q_BKRTH, first, chunk, axis=3)
+    used = reach.used + first
+    return plain(part, k_BKHS, v_BKHS, reach._replace(used=used), prompt)
+
+  y_IBKRCH = jax.lax.map(piece, jnp.arange(pieces) * chunk)
+  y_BKRICH = jnp.moveaxis(y_IBKRCH, 0, 3)
+  return y_BKRICH.reshape(q_BKRTH.shape)[:, :, :, :T]
+
+
+def own_seen(reach: Reach, T: int, S: int) -> jax.Array:
+  """Bool, broadcasts to BKRTS."""
+  place_T1 = reach.used + jnp.arange(T)[:, None]
+  place_S = jnp.arange(S)
+  seen = place_S <= place_T1
+  if reach.window is not None:
+    seen &= place_S > place_T1 - reach.window
+  if reach.segment_ids_BS is None:
+    return seen
+  ids_BS = reach.segment_ids_BS
+  # Padded, because a slice that went over the end would begin earlier.
+  padded = jnp.pad(ids_BS, ((0, 0), (0, T)))
+  ids_BT = jax.lax.dynamic_slice_in_dim(padded, reach.used, T, axis=1)
+  return seen & (ids_BT[:, :, None] == ids_BS[:, None, :])[:, None, None]
+
+
+def _prompt_seen(reach: Reach, lengths_P: jax.Array, T: int, L: int):
+  """Bool, (P, 1, 1, L), or (P, 1, 1, T, L) where a window makes it differ."""
+  place_L = jnp.arange(L)
+  seen_PL = place_L < lengths_P[:, None]
+  if reach.window is None:
+    return seen_PL[:, None, None]
+  first_PT = lengths_P[:, None] + reach.used + jnp.arange(T) - reach.window + 1
+  seen_PTL = seen_PL[:, None] & (place_L >= first_PT[:, :, None])
+  return seen_PTL[:, None, None]
 
 
 def _weigh(logits, top, values):

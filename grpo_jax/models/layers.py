@@ -3,8 +3,11 @@
 D model width, H head size, B rows, T tokens, N heads.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def accumulator(x: jax.Array) -> jnp.dtype:
@@ -24,12 +27,37 @@ def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
   return (normed * scale_D.astype(wide.dtype)).astype(x_BTD.dtype)
 
 
+def frequencies(
+  head_size: int,
+  theta: float,
+  linear: float = 1.0,
+  llama3: Sequence[float] = (),
+) -> np.ndarray:
+  """Radians a position of each rotary pair, (H/2,) float32.
+
+  Args:
+    head_size: even.
+    theta: the base of the wave lengths, which go from 2 pi to 2 pi theta.
+    linear: divides all frequencies (arxiv.org/abs/2306.15595).
+    llama3: factor, low and high, original context length; as Llama 3.1 does it
+      (arxiv.org/abs/2407.21783): waves that fit less than `low` times into the
+      original context are slowed down by the factor, those that fit more than
+      `high` times stay, and between them it is interpolated.
+  """
+  waves = theta ** -(np.arange(0, head_size, 2) / head_size) / linear
+  if llama3:
+    factor, low, high, context = llama3
+    turns = context * waves / (2 * np.pi)
+    share = np.clip((turns - low) / (high - low), 0, 1)
+    waves *= share + (1 - share) / factor
+  return waves.astype(np.float32)
+
+
 def rope_tables(
-  positions_BT: jax.Array, head_size: int, theta: float
+  positions_BT: jax.Array, frequencies_H: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
   """Cosines and signed sines for `rope`, (B, 1, 1, T, 2, H/2) float32 each."""
-  exponents = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
-  angles = positions_BT[:, None, None, :, None] * theta**-exponents
+  angles = positions_BT[:, None, None, :, None] * frequencies_H
   cos, sin = jnp.cos(angles), jnp.sin(angles)
   return jnp.stack([cos, cos], axis=-2), jnp.stack([-sin, sin], axis=-2)
 
