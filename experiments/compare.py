@@ -1,10 +1,13 @@
-"""What the runs of a sweep have found, side by side: numbers and a table.
+"""What the runs of a sweep have found, side by side: numbers and tables.
 
   found = summarize({'dapo': ['runs/sweep/dapo_0', 'runs/sweep/dapo_1'], ...})
   print(table(found))
 
-Intervals are over the runs of a group, which differ in their seeds: 95%, from
-Student's t, so that three runs make them wide.
+Means are over the runs of a group, which differ in their seeds, and intervals
+are 95% bootstrap intervals over these (metrics.bootstrap). Differences are to
+the first group, seed by seed.
+
+Dimension key: N seeds, K numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,73 +17,84 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
-BEFORE = 'before RL'
-_NUMBERS = ('accuracy', 'reward', 'length', 'reasoning')  # Of summary.json.
+from grpo_jax import metrics
+
+_NUMBERS = (  # Of summary.json.
+  *('accuracy_before', 'accuracy_after', 'accuracy_gain'),
+  *('reward_before', 'reward_after', 'reward_gain'),
+  *('length_before', 'length_after', 'reasoning_before', 'reasoning_after'),
+  'seconds',
+)
+_COLUMNS = {  # Of the tables: number -> title, format.
+  'accuracy_before': ('accuracy before', '.1%'),
+  'accuracy_after': ('after', '.1%'),
+  'accuracy_gain': ('gain', '.1%'),
+  'reward_after': ('reward', '.3f'),
+  'length_after': ('length (tokens)', '.1f'),
+  'reasoning_after': ('reasons', '.1%'),
+  'seconds_per_step': ('seconds a step', '.2f'),
+  'seconds': ('seconds', '.0f'),
+}
 
 
 def summarize(
   groups: Mapping[str, Sequence[str | os.PathLike]],
-) -> dict[str, dict[str, Any]]:
-  """Name of a group -> number -> its mean, interval and values.
+) -> dict[str, Any]:
+  """What JSON can hold: 'seeds', 'settings' and 'differences'.
+
+  The latter two are name of a group -> number -> its mean, interval and values,
+  one a seed. One seed has no interval.
 
   Args:
-    groups: workdirs of finished runs. Those of the first group say what was
-      before RL, which is the same for the others where they began alike.
+    groups: workdirs of finished runs, one a seed.
+
+  Raises:
+    ValueError: a group has other seeds than the first.
   """
-  groups = {
-    name: list(map(pathlib.Path, runs)) for name, runs in groups.items()
+  rows = {name: _by_seed(runs) for name, runs in groups.items()}
+  first, *others = rows
+  seeds = sorted(rows[first])
+  for name in others:
+    if sorted(rows[name]) != seeds:
+      raise ValueError(
+        f'{name} has the seeds {sorted(rows[name])}, {first} has {seeds}'
+      )
+
+  numbers = (*_NUMBERS, 'seconds_per_step')
+  values_NK = {
+    name: np.array([[row[seed][x] for x in numbers] for seed in seeds], float)
+    for name, row in rows.items()
+  }
+  less = {name: values_NK[name] - values_NK[first] for name in others}
+  return {
+    'seeds': seeds,
+    'settings': {x: _scores(numbers, values_NK[x]) for x in rows},
+    'differences': {x: _scores(numbers, less[x]) for x in others},
   }
 
-  def collect(runs, when):
-    rows = [json.loads((run / 'summary.json').read_text()) for run in runs]
-    return {
-      number: _over_runs([row[f'{number}_{when}'] for row in rows])
-      for number in _NUMBERS
-    }
 
-  found = {BEFORE: collect(next(iter(groups.values())), 'before')}
-  for name, runs in groups.items():
-    found[name] = collect(runs, 'after')
-    found[name]['seconds_per_step'] = _over_runs(list(map(_seconds, runs)))
-  return found
+def table(found: Mapping[str, Any]) -> str:
+  """Markdown: the groups, the best one first, and what differs from the first.
 
-
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-  """Markdown: what was before RL, then the groups, the best one first."""
-  names = sorted(
-    found.keys() - {BEFORE}, key=lambda name: -found[name]['accuracy']['mean']
-  )
-  count = len(found[BEFORE]['accuracy']['values'])
-  lines = [
-    f'| algorithm | accuracy ({count} seed{"s" * (count > 1)}) | reward '
-    '| length (tokens) '
-    '| reasons | seconds a step |',
-    '| --- | --- | --- | --- | --- | --- |',
-  ]
-  for name in (BEFORE, *names):
-    row = found[name]
-    seconds = row.get('seconds_per_step')
-    cells = (
-      name,
-      _percent(row['accuracy']),
-      f'{row["reward"]["mean"]:.3f}',
-      f'{row["length"]["mean"]:.1f}',
-      f'{row["reasoning"]["mean"]:.1%}',
-      f'{seconds["mean"]:.2f}' if seconds else '',
-    )
-    lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join(lines) + '\n'
+  A last line says of how many seeds, and what their intervals are worth.
+  """
+  settings, differences = found['settings'], found['differences']
+  best = sorted(settings, key=lambda x: -_mean(settings[x]['accuracy_after']))
+  lines = _rows('setting', {name: settings[name] for name in best}, '')
+  if differences:
+    title = f'less {next(iter(settings))}, seed by seed'
+    names = [name for name in best if name in differences]
+    lines += ['', *_rows(title, {x: differences[x] for x in names}, '+')]
+  return '\n'.join([*lines, '', _note(len(found['seeds']))]) + '\n'
 
 
-def _over_runs(values: list[float]) -> dict[str, Any]:
-  x, n = np.array(values), len(values)
-  found = {'mean': float(x.mean()), 'values': values}
-  if n > 1:  # One run alone has no interval.
-    half = scipy.stats.t.ppf(0.975, n - 1) * x.std(ddof=1) / np.sqrt(n)
-    found['interval'] = [float(x.mean() - half), float(x.mean() + half)]
-  return found
+def _by_seed(runs: Sequence[str | os.PathLike]) -> dict[int, dict[str, Any]]:
+  rows = {}
+  for run in map(pathlib.Path, runs):
+    row = json.loads((run / 'summary.json').read_text())
+    rows[row['seed']] = row | {'seconds_per_step': _seconds(run)}
+  return rows
 
 
 def _seconds(run: pathlib.Path) -> float:
@@ -90,9 +104,51 @@ def _seconds(run: pathlib.Path) -> float:
   return float(np.median([x['time/step'] for x in rows if 'reward/mean' in x]))
 
 
-def _percent(share: Mapping[str, Any]) -> str:
-  text = f'{share["mean"]:.1%}'
-  if 'interval' in share:
-    low, high = np.clip(share['interval'], 0, 1)
-    text += f' ({100 * low:.1f} to {100 * high:.1f})'
+def _scores(numbers: Sequence[str], values_NK: np.ndarray) -> dict[str, Any]:
+  low_K, high_K = metrics.bootstrap(values_NK)
+  found = {}
+  for k, number in enumerate(numbers):
+    mean, values = float(values_NK[:, k].mean()), values_NK[:, k].tolist()
+    if np.isnan(mean):  # No completion of a run could be scored.
+      mean, values = None, [None if np.isnan(x) else x for x in values]
+    found[number] = {'mean': mean, 'values': values}
+    if mean is not None and len(values) > 1:
+      found[number]['interval'] = [float(low_K[k]), float(high_K[k])]
+  return found
+
+
+def _mean(score: Mapping[str, Any]) -> float:
+  return -np.inf if score['mean'] is None else score['mean']
+
+
+def _rows(title: str, groups: Mapping[str, Any], sign: str) -> list[str]:
+  titles = [title, *(title for title, _ in _COLUMNS.values())]
+  lines = [titles, ['---'] * len(titles)]
+  for name, row in groups.items():
+    lines.append([name])
+    for number, (_, form) in _COLUMNS.items():
+      plus = '+' if number.endswith('_gain') else sign
+      lines[-1].append(_cell(row[number], plus + form))
+  return [f'| {" | ".join(cells)} |' for cells in lines]
+
+
+def _cell(score: Mapping[str, Any], form: str) -> str:
+  if score['mean'] is None:
+    return '-'
+  text = f'{score["mean"]:{form}}'
+  if 'interval' in score:
+    low, high = score['interval']
+    text += f' ({low:{form}} to {high:{form}})'
   return text
+
+
+def _note(seeds: int) -> str:
+  if seeds == 1:
+    return 'One seed: no intervals, and nothing tells a difference from luck.'
+  note = (
+    f'Means over {seeds} seeds; in brackets 95% bootstrap intervals over them '
+    '(percentiles of 10,000 resamples)'
+  )
+  if seeds < 4:
+    note += ', which of so few seeds are from the lowest to the highest'
+  return f'{note}, and too narrow.' if seeds < 10 else f'{note}.'

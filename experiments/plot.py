@@ -18,6 +18,8 @@ import matplotlib.figure
 import matplotlib.pyplot as plt
 import numpy as np
 
+from grpo_jax import metrics
+
 _TITLES = (
   'mean reward',
   'share of right answers',
@@ -25,6 +27,7 @@ _TITLES = (
   'length (tokens)',
 )
 _WINDOW = 10  # Steps of the running mean.
+_COLUMNS = 1000  # Steps whose resamples are in memory at one time.
 
 
 def main():
@@ -54,8 +57,9 @@ def draw(runs: Sequence[str | os.PathLike]) -> matplotlib.figure.Figure:
 def draw_groups(
   groups: Mapping[str, Sequence[str | os.PathLike]], note: str = ''
 ) -> matplotlib.figure.Figure:
-  """The mean over the runs of each group, and a band of its standard error.
+  """The mean over the runs of each group, and a band of its 95% interval.
 
+  That is, at each step, the bootstrap interval over the runs; one run has none.
   Runs that are shorter than another one of their group end the mean there.
   """
   figure, axes = plt.subplots(2, 2, figsize=(12, 7), layout='constrained')
@@ -69,15 +73,24 @@ def draw_groups(
       mean_S, steps = smooth_RS.mean(axis=0), np.arange(1, length + 1)
       axis.plot(steps, mean_S, style, color=color, label=name)
       if len(rows) > 1:
-        error_S = smooth_RS.std(axis=0, ddof=1) / np.sqrt(len(rows))
-        low_S, high_S = mean_S - error_S, mean_S + error_S
+        low_S, high_S = band(smooth_RS)
         axis.fill_between(steps, low_S, high_S, color=color, alpha=0.15, lw=0)
   _finish(axes.flat)
   handles, labels = axes[0, 0].get_legend_handles_labels()
   figure.legend(handles, labels, loc='outside right upper')
-  band = f'running mean over {_WINDOW} steps, band: standard error over runs'
-  figure.suptitle(f'{note}: {band}' if note else band, fontsize='medium')
+  words = f'running mean over {_WINDOW} steps'
+  if any(len(runs) > 1 for runs in groups.values()):
+    words += ', band: 95% bootstrap interval over seeds'
+  figure.suptitle(f'{note}: {words}' if note else words, fontsize='medium')
   return figure
+
+
+def band(values_RS: np.ndarray) -> np.ndarray:
+  """The ends of the interval over runs, at each step: two rows of S."""
+  pieces = range(0, values_RS.shape[1], _COLUMNS)
+  return np.concatenate(
+    [metrics.bootstrap(values_RS[:, i : i + _COLUMNS]) for i in pieces], axis=1
+  )
 
 
 def curves(run: str | os.PathLike) -> list[np.ndarray]:

@@ -4,14 +4,17 @@ config = command.config_flag()
 command.run(main)      # main() may raise one of ERRORS
 command.given(config)  # what the command line says of it: name -> value
 command.words()        # the same as words, for another command line
+command.changed(c, w)  # what c would be with more of them
+command.guard(main)    # where argparse reads the command line
 """
 
-from collections.abc import Callable
+import ast
+from collections.abc import Callable, Mapping
 import difflib
 import os
 import runpy
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 import jax
@@ -47,6 +50,28 @@ def words() -> list[str]:
   return found
 
 
+def changed(
+  config: ConfigDict, values: Mapping[str, str]
+) -> tuple[ConfigDict, dict[str, Any]]:
+  """A config with more --config.any.key=value, here by any.key.
+
+  Returns it, locked, and the values as they were read. Raises ValueError for
+  what a command line would refuse; the config that goes in stays as it is.
+  """
+  line = ['', *(f'--config.{name}={text}' for name, text in values.items())]
+  config, own = config.copy_and_resolve_references(), flags.FlagValues()
+  try:
+    flag = config_flags.DEFINE_config_dict(
+      'config', config, flag_values=own, sys_argv=line
+    )
+    own(line)
+  except (AttributeError, KeyError):  # As in _parse.
+    raise ValueError(_unknown_key(config, line)) from None
+  except (flags.Error, TypeError, ValueError) as e:
+    raise ValueError(_last_line(e)) from None
+  return flag.value, dict(config_flags.get_override_values(own['config']))
+
+
 def run(main: Callable[[], None]) -> None:
   """Parses the flags, calls main and turns bad input into one line."""
 
@@ -54,32 +79,58 @@ def run(main: Callable[[], None]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file.
     if len(argv) > 1:
       _fail(f'unexpected argument {argv[1]!r}')
-    try:
-      main()
-    except ERRORS as e:
-      _fail(str(e))
-    except (Exception, KeyboardInterrupt) as e:
-      if jax.distributed.is_initialized() and jax.process_count() > 1:
-        process.leave(e)
-      raise
+    _guarded(main)
 
   app.run(checked, flags_parser=_parse)
+
+
+def guard(main: Callable[[], None]) -> None:
+  """The same for a command line that argparse reads."""
+  logging.set_verbosity(logging.WARNING)
+  _guarded(main)
+
+
+def _guarded(main: Callable[[], None]) -> None:
+  try:
+    main()
+  except ERRORS as e:
+    _fail(str(e))
+  except (Exception, KeyboardInterrupt) as e:
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+      process.leave(e)
+    raise
+
+
+def literal(text: str) -> Any:
+  """1e-3, [1, 2] or {'answer': 1.0} as Python has it; other words as text."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
 
 
 def _parse(argv: list[str]) -> list[str]:
   file = _path(argv).partition(':')[0]
   if file and not os.path.isfile(file):
     _fail(f'no config file {file!r}')
+  sys.path.append(os.path.dirname(file))  # Configs may import one another.
   try:
     return flags.FLAGS(argv)
   except (AttributeError, KeyError):  # What config_flags raises.
-    _fail(_unknown_key(argv))
+    path, _, argument = _path(argv).partition(':')
+    _fail(_unknown_key(runpy.run_path(path)['get_config'](argument), argv))
   except (flags.Error, TypeError) as e:
-    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-    missing = [x for x in lines if 'must have a value other than None' in x]
-    if missing:
-      _fail('; '.join(x.split(': ')[-1] for x in missing))
-    _fail(lines[-1].removeprefix('ValueError: '))
+    missing = [
+      line.split(': ')[-1]
+      for line in str(e).splitlines()
+      if 'must have a value other than None' in line
+    ]
+    _fail('; '.join(missing) or _last_line(e))
+
+
+def _last_line(error: Exception) -> str:
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return lines[-1].removeprefix('ValueError: ')
 
 
 def _path(argv: list[str]) -> str:
@@ -91,10 +142,8 @@ def _path(argv: list[str]) -> str:
   return ''
 
 
-def _unknown_key(argv: list[str]) -> str:
+def _unknown_key(config: ConfigDict, argv: list[str]) -> str:
   """Finds the key that the config lacks, and those that it has there."""
-  path, _, argument = _path(argv).partition(':')
-  config = runpy.run_path(path)['get_config'](argument)
   for word in argv:
     if not word.startswith('--config.'):
       continue
@@ -110,7 +159,7 @@ def _unknown_key(argv: list[str]) -> str:
   return 'a --config.<key>=<value> cannot be set'
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
   one_line = ' '.join(message.split())
   print(f'error: {one_line}', file=sys.stderr)
   raise SystemExit(1)

@@ -3,11 +3,13 @@
   fresh(count, prior) -> History
   record(history, rows, right, decay=...) -> History
   draw(history, key, size=..., weigh=..., floor=...) -> rows
+  repeats(openings, rollout) -> openings, metrics
 
 The history is a part of TrainState: what a step draws depends on seed, step and
 state alone, and so a run goes on exactly. The weights are in curriculum.py.
 
-Dimension key: N training problems, P prompts of a step, G completions each.
+Dimension key: N training problems, P prompts of a step, G completions each, T
+completion length.
 """
 
 from collections.abc import Callable
@@ -15,8 +17,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.metrics import Metrics
-from grpo_jax.types import History
+from grpo_jax.metrics import Metrics, masked_mean
+from grpo_jax.types import History, Rollout
 
 
 def fresh(count: int, prior: float) -> History:
@@ -90,3 +92,37 @@ def describe(history: History, rows_P: jax.Array) -> Metrics:
     'curriculum/success': jnp.mean(history.success_N[rows_P]),
     'curriculum/visited': jnp.mean(history.visits_N > 0),
   }
+
+
+def repeats(
+  openings_N: jax.Array, rollout: Rollout
+) -> tuple[jax.Array, Metrics]:
+  """Whether problems are answered as they were when they last came.
+
+  Two draws from one distribution begin alike with its collision probability,
+  of which the probability of a draw is an unbiased estimate: what is left is
+  about 0 for a sampler whose dice are new, however sure it is of its words, and
+  one less that probability for one that throws the same again. Only the first
+  completion of a problem is looked at, and of it the first 16 tokens: what
+  comes after may differ because the policy has moved.
+
+  Returns the openings of now, and `rollout/repeats`: the mean over the problems
+  that came before, 0 if none did.
+  """
+  rows_P, T = rollout.prompts.rows_P, min(16, rollout.tokens_PGT.shape[-1])
+  spoken_PT = jnp.arange(T) < rollout.lengths_PG[:, :1]
+  words_PT = jnp.where(spoken_PT, rollout.tokens_PGT[:, 0, :T] + 1, 0)
+  # A polynomial modulo 2^32; 0 is that of a problem that never came.
+  powers_T = jnp.cumprod(jnp.full(T, 2_654_435_761, jnp.uint32))
+  sums_P = jnp.sum(words_PT.astype(jnp.uint32) * powers_T, axis=1)
+  now_P = jnp.maximum(sums_P.astype(jnp.uint32), 1)
+  logps_P = jnp.sum(rollout.logps_PGT[:, 0, :T], axis=1)
+  assert rows_P is not None
+  # Beyond the end, where it is dropped; -1 would be the last problem.
+  rows_P = jnp.where(rows_P >= 0, rows_P, len(openings_N))
+  before_P = openings_N.at[rows_P].get(mode='fill', fill_value=0)
+  excess_P = (now_P == before_P) - jnp.exp(logps_P)
+  # A problem that stands twice in a batch leaves the greater: in any order.
+  openings_N = openings_N.at[rows_P].set(0, mode='drop')
+  openings_N = openings_N.at[rows_P].max(now_P, mode='drop')
+  return openings_N, {'rollout/repeats': masked_mean(excess_P, before_P > 0)}

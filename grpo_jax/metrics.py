@@ -7,11 +7,12 @@ TensorBoard. Names are `group/quantity`, in whole words.
 Dimension key: P prompts, G completions each, T completion length.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import json
 import math
 import time
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 from etils import epath
@@ -21,10 +22,11 @@ import numpy as np
 import tensorboardX
 
 from grpo_jax import process
+from grpo_jax.alarms import Alarm
 from grpo_jax.rewards.host import Failure
-from grpo_jax.types import Rewards, Rollout
+from grpo_jax.types import Array, Rewards, Rollout
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Array]
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -35,7 +37,7 @@ def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 def describe(rollout: Rollout, rewards: Rewards) -> Metrics:
   """What a batch of scored completions looks like."""
-  found = {}
+  found: Metrics = {}
   for name, part_PG in rewards.parts.items():
     mean, std, unscored, equal = _statistics(part_PG)
     found |= {
@@ -138,8 +140,8 @@ class Writer:
       return
     lines = _cut(workdir / 'metrics.jsonl', step)
     self._earlier = lines[-1]['time/elapsed'] if lines else 0.0
-    _cut(workdir / 'completions.jsonl', step)
-    _cut(workdir / 'failures.jsonl', step)
+    for name in ('completions', 'failures', 'alarms'):
+      _cut(workdir / f'{name}.jsonl', step)
     self._files = _Files(
       (workdir / 'metrics.jsonl').open('a'),
       (workdir / 'completions.jsonl').open('a'),
@@ -157,16 +159,22 @@ class Writer:
     return self._earlier + time.monotonic() - self._begun
 
   def step(
-    self, step: int, numbers: Metrics, rollout: Rollout | None = None
+    self,
+    step: int,
+    numbers: Metrics,
+    rollout: Rollout | None = None,
+    evaluated: Mapping[str, float] = MappingProxyType({}),
   ) -> dict[str, float]:
     """Writes one step's line and returns it; waits for the device.
 
-    Adds the times. A number that is not finite is written as null.
+    Adds the times, and what was `evaluated` at this step, whose time is not the
+    step's. A number that is not finite is written as null.
     """
     numbers = {k: float(v) for k, v in jax.device_get(numbers).items()}
     now = time.monotonic()
     parts = [v for k, v in numbers.items() if k.startswith('time/')]
-    numbers['time/step'] = sum(parts) if parts else now - self._last
+    between = now - self._last - evaluated.get('time/evaluation', 0.0)
+    numbers['time/step'] = sum(parts) if parts else between
     numbers['time/elapsed'] = self.elapsed()
     self._last = now
     if rollout is not None:
@@ -174,6 +182,7 @@ class Writer:
       rate = tokens / numbers['time/step']
       numbers['time/tokens_per_second'] = rate
       numbers |= self._measure(numbers)
+    numbers |= evaluated
     if self._files:
       finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
       self._files.metrics.write(json.dumps({'step': step} | finite) + '\n')
@@ -191,10 +200,17 @@ class Writer:
 
   def failures(self, step: int, found: Sequence[Failure]) -> None:
     """Completions that a host reward could not score, and why."""
-    if self._files and found:
-      with (self._workdir / 'failures.jsonl').open('a') as file:
-        for failure in found:
-          row = {'step': step} | dataclasses.asdict(failure)
+    rows = [{'step': step} | dataclasses.asdict(failure) for failure in found]
+    self._append('failures.jsonl', rows)
+
+  def alarms(self, found: Sequence[Alarm]) -> None:
+    self._append('alarms.jsonl', [dataclasses.asdict(alarm) for alarm in found])
+
+  def _append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """To a file that most runs do not have."""
+    if self._workdir is not None and rows:
+      with (self._workdir / name).open('a') as file:
+        for row in rows:
           file.write(json.dumps(row, ensure_ascii=False) + '\n')
 
   def flush(self) -> None:
@@ -241,8 +257,8 @@ class Trace:
       self._on = False
 
 
-def _cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
-  """Drops the lines after a step, and a last one that was not finished."""
+def read(path: epath.Path, step: int) -> list[dict[str, Any]]:
+  """The lines up to a step, without a last one that was not finished."""
   kept = []
   # Not splitlines(): text that a model wrote may hold U+2028 and the like.
   for line in path.read_text().split('\n')[:-1] if path.exists() else []:
@@ -252,6 +268,12 @@ def _cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
       break
     if row['step'] <= step:
       kept.append(row)
+  return kept
+
+
+def _cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
+  """Drops the lines after a step, and a last one that was not finished."""
+  kept = read(path, step)
   if path.exists():
     lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in kept]
     process.write(path, ''.join(lines))
@@ -261,11 +283,19 @@ def _cut(path: epath.Path, step: int) -> list[dict[str, Any]]:
 def bootstrap(
   scores_N: np.ndarray, *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float] | None:
-  """95% confidence interval of the mean of N scores; None if there are none."""
+  """95% confidence interval of the mean of N scores; None if there are none.
+
+  The percentiles of the means of resamples (Efron, 1979). Scores may have more
+  axes: the ends are arrays then, of the same resamples throughout. Of less than
+  four scores it is their range, and of ten it held the mean of a normal
+  distribution 90 times in 100, of five 84 times.
+  """
   rng = np.random.default_rng(seed)
   N = len(scores_N)
   if not N:
     return None
-  means = [scores_N[rng.integers(N, size=N)].mean() for _ in range(resamples)]
-  low, high = np.percentile(means, [2.5, 97.5])
-  return float(low), float(high)
+  means = [
+    scores_N[rng.integers(N, size=N)].mean(axis=0) for _ in range(resamples)
+  ]
+  low, high = np.percentile(means, [2.5, 97.5], axis=0)
+  return (low, high) if low.ndim else (float(low), float(high))

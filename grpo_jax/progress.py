@@ -1,6 +1,6 @@
 """What a person sees of a run: bars on a terminal, plain lines elsewhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import sys
 import time
@@ -64,6 +64,16 @@ def _lines(name: str, total: int, first: int, every: float) -> Callable:
   return advance
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Nothing is printed meanwhile."""
+  before, console.quiet = console.quiet, True
+  try:
+    yield
+  finally:
+    console.quiet = before
+
+
 def say(line: str) -> None:
   """A line of its own, above the bar if there is one."""
   console.print(line, soft_wrap=True, markup=False)
@@ -81,12 +91,16 @@ def doing(name: str) -> Iterator[None]:
   say(f'{name}: {time.monotonic() - start:.1f} s')
 
 
-def before_and_after(summary: dict[str, Any]) -> None:
-  """The table at the end of a run."""
+def before_and_after(
+  summary: dict[str, Any], names: Sequence[str] = ('before', 'after')
+) -> None:
+  """The table at the end of a run; one without RL has nothing before it."""
   table = rich.table.Table(title='Held-out problems', title_justify='left')
   table.add_column()
-  table.add_column('before', justify='right')
-  table.add_column('after', justify='right', style='bold')
+  for name in names:
+    style = 'bold' if name == 'after' else None
+    header = name if len(names) > 1 else ''
+    table.add_column(header, justify='right', style=style)
   for label, name, unit in (
     ('accuracy', 'accuracy', '%'),
     ('  of answers with reasoning', 'accuracy_reasoned', '%'),
@@ -95,7 +109,7 @@ def before_and_after(summary: dict[str, Any]) -> None:
     ('length in tokens', 'length', ''),
     ('reward', 'reward', ''),
   ):
-    cells = [summary[f'{name}_{when}'] for when in ('before', 'after')]
+    cells = [summary[f'{name}_{when}'] for when in names]
     table.add_row(label, *(_cell(value, unit) for value in cells))
   console.print(table)
 

@@ -239,3 +239,25 @@ def test_the_interval_is_the_same_each_time():
   scores_N = np.arange(20.0)
   assert metrics.bootstrap(scores_N) == metrics.bootstrap(scores_N)
   assert metrics.bootstrap(np.ones(9)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+  'N, share', [(2, 0.5), (3, 0.75), (5, 0.84), (10, 0.9)]
+)
+def test_the_interval_of_few_scores_is_too_narrow(N, share):
+  """As its docstring says; of two and three it is their range."""
+  scores_NX = np.random.default_rng(N).normal(size=(N, 4000))
+  low_X, high_X = metrics.bootstrap(scores_NX, resamples=1000)
+  covered = np.mean((low_X <= 0) & (0 <= high_X))
+  assert covered == pytest.approx(share, abs=0.02)
+  if N < 4:
+    np.testing.assert_allclose(low_X, scores_NX.min(axis=0))
+    np.testing.assert_allclose(high_X, scores_NX.max(axis=0))
+
+
+def test_intervals_of_many_means_are_those_of_each():
+  scores_NX = np.random.default_rng(0).normal(size=(6, 3))
+  low_X, high_X = metrics.bootstrap(scores_NX)
+  for x in range(3):
+    expected = metrics.bootstrap(scores_NX[:, x])
+    np.testing.assert_allclose((low_X[x], high_X[x]), expected, rtol=1e-12)
