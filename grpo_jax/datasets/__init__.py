@@ -121,6 +121,45 @@ def load(
   return Dataset(sources)
 
 
+def to_evaluate(name: str, knobs: dict[str, Any]) -> Dataset:
+  """All problems of a dataset, or of its own test split if it has one.
+
+  Each is there once, in memory, and in both splits. Raises ValueError for a
+  dataset or knob that does not exist.
+  """
+  if not hasattr(find(name), 'examples'):
+    raise ValueError(
+      f'data.name={name!r} is none to evaluate on, but a mixture'
+    )
+  settings(name, knobs)
+  every = {x.prompt: x for x in find(name).examples(**knobs)}
+  tests = {k: x for k, x in every.items() if x.split == 'heldout'}
+  return of(list((tests or every).values()))
+
+
+def of(examples: Iterable[Example]) -> Dataset:
+  """These problems, in both splits."""
+  rows = _Rows(
+    {
+      'prompt': example.prompt.encode(),
+      'answer': example.answer.encode(),
+      'reasoning': example.reasoning.encode(),
+      'columns': json.dumps(example.columns).encode(),
+    }
+    for example in examples
+  )
+  if not rows:
+    raise ValueError('there are no problems')
+  return Dataset(dict.fromkeys(SPLITS, rows))
+
+
+class _Rows(list):
+  """Rows in memory with the face of those on disk."""
+
+  def __getitems__(self, places: list[int]) -> list[dict[str, bytes]]:
+    return [self[i] for i in places]
+
+
 def generate(
   name: str, heldout: float, knobs: dict[str, Any]
 ) -> dict[str, list[Example]]:
@@ -167,7 +206,7 @@ def split(
   dataset with a split of its own has a problem on both sides, it is held out.
   Raises ValueError if a split is empty.
   """
-  splits = {name: {} for name in SPLITS}
+  splits: dict[str, dict[str, Example]] = {name: {} for name in SPLITS}
   for example in examples:
     name = example.split
     if not name:

@@ -5,7 +5,7 @@ A path is a file, a folder (all that lies in it, at any depth) or a pattern like
 all) and .parquet.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import glob
 import hashlib
 import json
@@ -46,6 +46,20 @@ def rows(file: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
       for number, line in enumerate(lines, 1):
         if line.strip():
           yield (place := f'{file}, line {number}'), _object(line, place)
+
+
+def completions(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+  """The 'prompt' and 'completion' of each row; ValueError where there is none.
+
+  Raises FileNotFoundError for a path that names no file.
+  """
+  for path in paths:
+    found = files(path)
+    if not found:
+      raise FileNotFoundError(f'pretrain.files: {path!r} names no file')
+    for file in found:
+      for place, row in rows(file):
+        yield text(row, 'prompt', place), text(row, 'completion', place)
 
 
 def sides(path: str) -> list[tuple[pathlib.Path, str]]:

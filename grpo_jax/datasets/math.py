@@ -55,7 +55,7 @@ def boxed(text: str) -> str | None:
     return None
   rest = text[start:].removeprefix(r'\boxed').removeprefix(r'\fbox').lstrip()
   if not rest.startswith('{'):
-    return re.match(r'[^$\s]*', rest)[0] or None
+    return re.split(r'[$\s]', rest, maxsplit=1)[0] or None
   depth = 0
   for brace in re.finditer(r'\\.|[{}]', rest, re.DOTALL):
     depth += {'{': 1, '}': -1}.get(brace[0], 0)  # '\{' opens nothing.

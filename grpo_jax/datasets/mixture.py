@@ -180,7 +180,8 @@ def _splits(
 ) -> dict[str, list[Example]]:
   """'train_0', 'heldout_0', 'train_1', ...: every problem once, on one side."""
   found = {}
-  kept = {}  # What makes problems the same -> which ones are held out.
+  # What makes problems the same -> which ones are held out.
+  kept: dict[Callable, set[str]] = {}
   for key, source in sources.items():
     try:
       found[key] = datasets.generate(source.name, heldout, source.knobs)

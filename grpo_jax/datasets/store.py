@@ -20,7 +20,11 @@ _TICK = 500  # Examples between two calls of progress.
 _LONGEST = 160  # Characters of a folder's name; file systems take 255.
 
 
-class Store(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+# TFDS loads its classes when they are asked for; mypy does not see their base.
+class Store(
+  tfds.core.GeneratorBasedBuilder,
+  skip_registration=True,  # type: ignore[call-arg]
+):
   """Writes lists of examples; which, is said when it is built."""
 
   VERSION = tfds.core.Version('1.0.0')  # Replaced by that of the config.
@@ -51,7 +55,7 @@ class Store(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, examples: list[Example]) -> Iterator:
     for key, example in enumerate(examples):
       columns = json.dumps(example.columns)
-      yield key, example._replace(columns=columns)._asdict()
+      yield key, example._asdict() | {'columns': columns}
       self.written += 1
       if self.progress and (
         self.written % _TICK == 0 or self.written == self.total

@@ -19,6 +19,9 @@ are not knobs but filled in, if the function has them:
                 where that one is NaN, so will be the score
   reference_PN  int32, what the part's own `reference` says of each problem
   readers       name -> Reader, of the machines that its own `reads` returns
+  scores        name -> score_PG of the parts that have been scored so far
+  scorer        the reward model that the knob `init` names (types.Scorer). Such
+                a part sees the whole batch, as the policy's own passes do.
 
 with, in the same file and with the same knobs,
 
@@ -74,12 +77,21 @@ def reward(
         f'reward {part.name!r} is scored on the host; see scoring.py'
       )
 
+  # What is not scored row by row: by the host, or by a model that is in parts.
+  known = {part.name: hosted[part.name] for part in parts if part.host}
+  for part in parts:
+    if 'scorer' in part.takes:
+      known[part.name] = _score(part, rollout, prompts, text, known)
+
   def score(rows, text):
-    rollout, prompts, scores = rows
-    scores = dict(scores)
+    rollout, prompts, known = rows
+    scores: dict[str, jax.Array] = {}
     for part in parts:
-      if not part.host:
-        scores[part.name] = _score(part, rollout, prompts, text, scores)
+      if part.name in known:
+        score_PG = known[part.name]
+      else:
+        score_PG = _score(part, rollout, prompts, text, scores)
+      scores[part.name] = _only(part, prompts, score_PG)
     scores = {name: scores[name] for name in mix}  # As they were declared.
     return Rewards(
       total_PG=mix_lib.total(scores, parts),
@@ -87,8 +99,8 @@ def reward(
       shaped=mix_lib.shape(scores, parts),
     )
 
-  hosted = {part.name: hosted[part.name] for part in parts if part.host}
-  return sharding.by_rows(score)((rollout, prompts, hosted), text)
+  rows = rollout, prompts, known
+  return sharding.by_rows(score)(rows, text.replace(scorers={}))
 
 
 def _score(part, rollout, prompts, text, scores) -> jax.Array:
@@ -98,6 +110,10 @@ def _score(part, rollout, prompts, text, scores) -> jax.Array:
     given['reference_PN'] = prompts.references[part.name]
   if 'readers' in part.takes:
     given['readers'] = text.readers[part.name]
+  if 'scorer' in part.takes:
+    given['scorer'] = text.scorers[part.name]
+  if 'scores' in part.takes:
+    given['scores'] = scores
   if 'right_PG' not in part.takes:
     return part.function(rollout, prompts, text, **given)
   right_PG = scores[part.right]
@@ -106,6 +122,14 @@ def _score(part, rollout, prompts, text, scores) -> jax.Array:
   )
   # Nobody knows whether an unscored one is right.
   return jnp.where(jnp.isnan(right_PG), jnp.nan, score_PG)
+
+
+def _only(part, prompts, score_PG) -> jax.Array:
+  """NaN for problems that are none of the part's."""
+  if not part.only:
+    return score_PG
+  theirs_P1 = prompts.references[f'{part.name}.only'] == 1
+  return jnp.where(theirs_P1, score_PG, jnp.nan)
 
 
 def token_text(token_bytes: Sequence[bytes], mix: Mix) -> TokenText:
@@ -131,11 +155,15 @@ def references(
   examples: Sequence[Example], tokenizer, mix: Mix
 ) -> dict[str, list[list[int]]]:
   """What the parts of a mix want to know of each problem."""
-  return {
-    part.name: [
-      list(part.reference(example, tokenizer, **part.knobs))
-      for example in examples
-    ]
-    for part in mix_lib.parse(mix)
-    if part.reference
-  }
+  found = {}
+  for part in mix_lib.parse(mix):
+    if part.reference:
+      found[part.name] = [
+        list(part.reference(example, tokenizer, **part.knobs))
+        if part.scores(example)
+        else []
+        for example in examples
+      ]
+    if part.only:
+      found[f'{part.name}.only'] = [[int(part.scores(x))] for x in examples]
+  return found

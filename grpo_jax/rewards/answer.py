@@ -35,17 +35,11 @@ def answer(
   in the text does not matter and nothing but the value of a number does.
   """
   P, G = rollout.lengths_PG.shape
-  given = text, *text_lib.flat(rollout)
-  match where:
-    case 'tags':
-      span = spans.between(*given, tag, last)
-    case 'box':
-      span = spans.box(*given, size)
-    case 'line':
-      span = spans.line(*given, tag, size)
   reference_PC = prompts.answers_PC
   C = reference_PC.shape[1]
-  bytes_BC, size_B = spans.read(*given, span, C if compare == 'bytes' else size)
+  bytes_BC, size_B, span = _read(
+    rollout, text, where, tag, last, size, C if compare == 'bytes' else size
+  )
   unknown_B = span.open_B
   if compare == 'bytes':
     # The lengths too: '7\0' is padded to the same bytes as '7'. They also tell
@@ -67,6 +61,52 @@ def answer(
   unknown_B |= jnp.repeat(jnp.all(reference_PC == 0, axis=1), G)
   score_B = jnp.where(unknown_B, jnp.nan, score_B)
   return score_B.reshape(P, G)
+
+
+def said(
+  rollout: Rollout,
+  text: text_lib.TokenText,
+  *,
+  where: str = 'tags',
+  tag: str = 'answer',
+  last: bool = False,
+  compare: str = 'bytes',
+  size: int = 64,
+) -> dict[str, jax.Array]:
+  """What completions answer, so that those which `answer` takes for equal are.
+
+  bytes_PGC is the text, in normal form unless bytes are compared; known_PG
+  whether there is one of no more than `size` bytes; ratio_PG2 its numerator and
+  denominator, where numbers are compared and it is one, or else zeros.
+  """
+  P, G = rollout.lengths_PG.shape
+  bytes_BC, size_B, span = _read(rollout, text, where, tag, last, size, size)
+  known_B = span.found_B & ~span.open_B & (size_B <= size)
+  ratio_B2 = jnp.zeros((P * G, 2), jnp.int32)
+  if compare == 'number':
+    found = values.number(bytes_BC)
+    ratio_B2 = jnp.stack([found.numerator_B, found.denominator_B], axis=1)
+    ratio_B2 *= (found.valid_B & found.exact_B)[:, None]
+  if compare != 'bytes':
+    bytes_BC = values.plain(bytes_BC)
+  return {
+    'bytes_PGC': bytes_BC.reshape(P, G, -1),
+    'known_PG': known_B.reshape(P, G),
+    'ratio_PG2': ratio_B2.reshape(P, G, 2),
+  }
+
+
+def _read(rollout, text, where, tag, last, size, read):
+  """`read` bytes of the answer, how many it has, and where it stands."""
+  given = text, *text_lib.flat(rollout)
+  match where:
+    case 'tags':
+      span = spans.between(*given, tag, last)
+    case 'box':
+      span = spans.box(*given, size)
+    case 'line':
+      span = spans.line(*given, tag, size)
+  return *spans.read(*given, span, read), span
 
 
 def tags(

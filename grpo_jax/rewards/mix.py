@@ -10,6 +10,9 @@ A part is its weight, or a mapping with any of
   open     see gate; 1 if it is not given
   right    name of the part that tells right completions from wrong ones, for
            parts that ask; 'answer' if it is not given
+  only     'column=value', or with more values 'column=one|two': problems with
+           another there, or without that column, are not scored (NaN): rules
+           for some, a model for others
   file     which file it is, if not that of its name: one file, two parts
 
 and the knobs of its function. A part of rewards/host is scored on the host, and
@@ -37,12 +40,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.datasets import Example
 from grpo_jax.rewards.host import Spec
 from grpo_jax.rewards.host.function import BUILT_IN
 
 _PACKAGE = 'grpo_jax.rewards'
-_FILLED = ('right_PG', 'reference_PN', 'readers')
-_COMMON = ('clip', 'shift', 'scale', 'gate', 'open', 'right')
+_FILLED = ('right_PG', 'reference_PN', 'readers', 'scorer', 'scores')
+_COMMON = ('clip', 'shift', 'scale', 'gate', 'open', 'right', 'only')
 _HOST = ('signature', 'seconds')
 
 
@@ -65,10 +69,18 @@ class Part:
   gate: str = ''
   open: float = 1.0
   right: str = 'answer'
+  only: str = ''
+
+  def scores(self, example: Example) -> bool:
+    """Whether a problem is one of those that `only` names."""
+    column, _, values = self.only.partition('=')
+    own = str(example.columns.get(column))
+    return not self.only or own in values.split('|')
 
 
 def parse(mix: Mapping[str, Any]) -> list[Part]:
-  """The parts, those last that ask which completions are right.
+  """The parts: after all others those that look at their scores, and then those
+  that ask which completions are right.
 
   Raises ValueError, in one line, for a part, knob or bound that does not exist.
   """
@@ -87,7 +99,16 @@ def parse(mix: Mapping[str, Any]) -> list[Part]:
         f'reward.{part.name}.right={part.right!r} is not one of the parts '
         f'{", ".join(known)}: give it the weight 0 if it is to count nothing'
       )
-  return [part for part in parts if part not in asking] + asking
+  looking = [part for part in parts if 'scores' in part.takes]
+  plain = [part for part in parts if part not in asking + looking]
+  for part in looking:
+    for name in part.knobs.get('parts', ()):
+      if name not in [other.name for other in plain]:
+        raise ValueError(
+          f'reward.{part.name}.parts has {name!r}, which is not one of '
+          f'{", ".join(other.name for other in plain)}'
+        )
+  return plain + looking + asking
 
 
 def total(scores: Mapping[str, jax.Array], parts: Sequence[Part]) -> jax.Array:
@@ -99,6 +120,8 @@ def total(scores: Mapping[str, jax.Array], parts: Sequence[Part]) -> jax.Array:
   shaped = shape(scores, parts)
   weights = {part.name: part.weight for part in parts}
   weighted = [weights[name] * score for name, score in shaped.items()]
+  if not weighted:  # A teacher says what is good, and not the reward.
+    return jnp.zeros_like(next(iter(scores.values())))
   stacked = jnp.stack(weighted)
   unscored = jnp.all(jnp.isnan(stacked), axis=0)
   return jnp.where(unscored, jnp.nan, jnp.nansum(stacked, axis=0))
@@ -145,7 +168,9 @@ def names() -> list[str]:
 
 
 def _part(name: str, entry: float | Mapping[str, Any]) -> Part:
-  knobs = dict(entry) if isinstance(entry, Mapping) else {'weight': entry}
+  knobs: dict[str, Any] = {'weight': entry}
+  if isinstance(entry, Mapping):
+    knobs = dict(entry)
   file = knobs.pop('file', name)
   common = {key: knobs.pop(key) for key in _COMMON if key in knobs}
   common |= {'name': name, 'weight': knobs.pop('weight', 1.0)}
@@ -153,9 +178,12 @@ def _part(name: str, entry: float | Mapping[str, Any]) -> Part:
     value = common.get(key, 0.0)
     if not isinstance(value, int | float) or not math.isfinite(value):
       raise ValueError(f'reward.{name}.{key}={value!r} must be a number')
-  for key in ('gate', 'right'):
+  for key in ('gate', 'right', 'only'):
     if not isinstance(common.get(key, ''), str):
       raise ValueError(f'reward.{name}.{key}={common[key]!r} must be a name')
+  only = common.get('only')
+  if only and not all(only.partition('=')):
+    raise ValueError(f"reward.{name}.only={only!r} must be 'column=value'")
   clip = common.get('clip')
   if clip is not None and not _is_range(clip):
     raise ValueError(f'reward.{name}.clip={clip!r} must be (low, high)')

@@ -66,7 +66,9 @@ def _trl(function: Callable, knobs: dict[str, Any]) -> Scorer:
 
   def scorer(completions: list[Completion]) -> list[Any]:
     names = {name: None for c in completions for name in c.columns}
-    given = {name: [c.columns.get(name) for c in completions] for name in names}
+    given: dict[str, Any] = {
+      name: [c.columns.get(name) for c in completions] for name in names
+    }
     answers = [c.answer for c in completions]
     given = {'answer': answers, 'solution': answers} | given
     given |= {

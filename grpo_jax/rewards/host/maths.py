@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import functools
 import logging
+import re
 from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig
@@ -25,6 +26,9 @@ _LATEX = LatexExtractionConfig(
   boxed_match_priority=0,
   try_extract_without_anchor=False,
 )
+# What tells math-verify where maths begins, and words that are none.
+_MARKED = re.compile(r'(?<!\\)(\$|\\[(\[])|\\boxed|\\fbox')
+_PROSE = re.compile(r'[^\W\d_]{2,} [^\W\d_]{2,}')
 
 
 def maths(
@@ -35,8 +39,10 @@ def maths(
   r"""1 if math-verify finds the two equal, else 0; None without a reference.
 
   As TRL's accuracy_reward: the reference is LaTeX or a plain expression, and
-  where it cannot be parsed the completion is left out. The answer has to be
-  LaTeX, \boxed{} before others; with `plain` it may be an expression too.
+  where it cannot be parsed the completion is left out. Unlike there, LaTeX
+  needs no dollar signs: of 3\sqrt{13}, as datasets have it, TRL would read the
+  3, and of p - q nothing. The answer has to be LaTeX, \boxed{} before others;
+  with `plain` it may be an expression too.
   With `after`, as TRL's reasoning_accuracy_reward, only the text behind the
   last one of the first delimiter that occurs is read, and a completion without
   any of them gets 0.
@@ -60,4 +66,8 @@ def maths(
 @functools.lru_cache(1024)
 def _gold(answer: str) -> list[Any]:
   """The completions of a group share their reference."""
+  bare = not _MARKED.search(answer)
+  if bare and ('\\' in answer or not _PROSE.search(answer)):
+    if found := parse(f'${answer}$', parsing_timeout=None):
+      return found
   return parse(answer, parsing_timeout=None)

@@ -60,7 +60,7 @@ def main() -> None:
           return
         if os.fork() == 0:
           control.close()
-          _keep(*fds, alone)
+          _keep(fds[0], fds[1], alone)
         for each in fds:
           os.close(each)
 
@@ -181,6 +181,7 @@ def _load_package() -> None:
   spec = importlib.util.spec_from_file_location(
     _PACKAGE, f'{folder}/__init__.py', submodule_search_locations=[folder]
   )
+  assert spec and spec.loader  # There is a file of Python at that place.
   sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(sys.modules[_PACKAGE])
 

@@ -39,12 +39,14 @@ class Pool:
     self._specs = tuple(specs)
     self._memory_gib = memory_gib
     self._pace = [math.inf] * len(specs)  # Seconds of one task.
-    self._tasks = collections.deque()
+    self._tasks: collections.deque[_Task] = collections.deque()
     self._changed = threading.Condition()
     self._closed = False
     self._nursery = process.open_nursery(self._specs)
-    self._workers = [None] * workers
-    ready = [concurrent.futures.Future() for _ in range(workers)]
+    self._workers: list[process.Worker | None] = [None] * workers
+    ready: list[concurrent.futures.Future[None]] = [
+      concurrent.futures.Future() for _ in range(workers)
+    ]
     self._threads = [
       threading.Thread(target=self._serve, args=[i, ready[i]], daemon=True)
       for i in range(workers)
@@ -160,7 +162,8 @@ class Pool:
 
   def _messages(self, todo: collections.deque['_Task']) -> list[bytes]:
     """As many of the first tasks as may be sent at once."""
-    messages, size = [], 0
+    messages: list[bytes] = []
+    size = 0
     while len(messages) < len(todo):
       task = todo[len(messages)]
       completions = [task.job.completions[k] for k in task.span]

@@ -54,7 +54,7 @@ _ROOT = ['--cap-add', 'CAP_SETUID', '--cap-add', 'CAP_SETGID']
 _OTHERS = ['--unshare-user', '--uid', '65534', '--gid', '65534']
 # Without bubblewrap: a program can read, write and send what this process can,
 # and the number of its processes is not limited.
-UNSAFE = ([], 0)
+UNSAFE: tuple[list[str], int] = ([], 0)
 _PYTHON = os.path.realpath(sys.executable)  # Not the link in a venv.
 
 
@@ -180,6 +180,7 @@ def _read(
   process: subprocess.Popen, deadline: float, most: int
 ) -> bytes | None:
   """All output, if there is not too much of it and the program ends well."""
+  assert process.stdout  # It is a pipe.
   output = bytearray()
   while len(output) <= most:
     left = deadline - time.monotonic()
