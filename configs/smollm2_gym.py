@@ -45,7 +45,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.checkpoint.every = 10
 
   if arg.smoke:
-    c.model.unroll = False  # Compiles faster.
+    c.model.update(variant='tiny', init='', unroll=False)  # Compiles faster.
     c.data.prompts = 2
     c.data.knobs.size = 200
     c.rollout.update(group_size=2, max_tokens=8)

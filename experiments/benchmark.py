@@ -194,7 +194,7 @@ class Bench:
     self.compile_s = time.perf_counter() - start
     self.programs |= train.compile_programs(run, [*names[1:], 'start_rl'])
     self.state = self.programs['start_rl'](train.start(run))
-    self.text = sharding.put(run.text, whole)
+    self.text = train.put_text(run)
     self.key = jax.jit(jax.random.key, out_shardings=whole)(0)
     self.prompts = sharding.put(
       build.train_batch(run, 0), sharding.batch_sharding(run.mesh)

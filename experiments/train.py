@@ -4,6 +4,7 @@
       --workdir runs/quickstart
 
 Started again with the same command, a run goes on from its last checkpoint.
+With --config.preference.path it trains a reward model, and else a policy.
 With --preflight it samples one batch, and says in words what will go wrong.
 Many hosts run it at the same time, each with this command; where no cluster
 says who they are, with --coordinator, --processes and --process besides.
@@ -15,7 +16,14 @@ from grpo_jax import process
 
 process.keep_memory()  # Before anything allocates.
 
-from grpo_jax import algorithms, build, command, fit, preflight  # noqa: E402
+from grpo_jax import (  # noqa: E402
+  algorithms,
+  build,
+  command,
+  fit,
+  fit_preference,
+  preflight,
+)
 
 _CONFIG = command.config_flag()
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
@@ -40,6 +48,8 @@ def main():
   process.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   if _PREFLIGHT.value:
     preflight.preflight(config, _WORKDIR.value)
+  elif config.preference.path:
+    fit_preference.fit(config, _WORKDIR.value)
   else:
     fit.fit(config, _WORKDIR.value, _PROFILE.value)
 

@@ -175,10 +175,11 @@ def gdpo(
   TRL's, verl has 1e-6); to the variance over tokens verl's 1e-8 is added.
   """
   scored_PG = _scored(rewards_PG)
-  sum_PG = sum(
+  each = (
     weight * grpo(parts[name], eps=eps, keep_lone=keep_lone)
     for name, weight in part_weights.items()
   )
+  sum_PG = sum(each, start=jnp.zeros_like(rewards_PG))
   if over_tokens:
     lengths_PG = jnp.sum(_counted(rewards_PG, mask_PGT), axis=-1)
     return _whiten(sum_PG, lengths_PG, 1e-8)
@@ -309,10 +310,13 @@ def optimal_token_baseline(
   steps_PGT = jnp.where(counted_PGT, steps_PGT * correction_PGT**2, 0.0)
   energy_PGT = jnp.cumsum(steps_PGT, axis=-1)
 
+  by_place: tuple[jax.Array, jax.Array, jax.Array]
   by_place = (returns_PGT, energy_PGT, counted_PGT)
   if close_holes:
     order_PGT = jnp.argsort(~counted_PGT, axis=-1, stable=True)
-    by_place = [jnp.take_along_axis(x, order_PGT, axis=-1) for x in by_place]
+    by_place = jax.tree.map(
+      lambda x: jnp.take_along_axis(x, order_PGT, axis=-1), by_place
+    )
   baseline_PGT = _energy_mean(*by_place, eps)
 
   lengths_PG1 = jnp.sum(counted_PGT, axis=-1, keepdims=True)

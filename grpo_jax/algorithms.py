@@ -22,7 +22,7 @@ from grpo_jax import config as config_lib
 from grpo_jax import recipes
 
 # What a recipe does not name.
-OFF = {
+OFF: dict[str, Any] = {
   'select': {'name': 'all_tokens'},
   'off_policy': {'name': 'none'},
   'kl': {

@@ -21,8 +21,7 @@ from grpo_jax.metrics import Metrics
 from grpo_jax.types import Rewards, Rollout, TrainState
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
   """What the loss is computed from; every leaf has the groups first."""
 
   rollout: Rollout
@@ -46,10 +45,11 @@ def prepare(
   reference_kl: Callable | None,
   penalty: float | jax.Array | None,
   survey: Callable,
+  refer: Callable,
 ) -> tuple[Batch, Metrics]:
   """All that is known before the first step, and what to say of it."""
   wants = asks(advantage)
-  metrics = {}
+  metrics: Metrics = {}
   rollout, rewards, more = part_greedy(wants, rollout, rewards)
   mask_PGT, behaviour_PGT = rollout.actions_PGT, rollout.logps_PGT
   old_logps_PGT, correction_PGT = behaviour_PGT, None
@@ -65,12 +65,12 @@ def prepare(
     metrics |= {f'off_policy/{name}': x for name, x in found.items()}
   reference_logps_PGT = None
   if reference_kl is not None:
-    reference_logps_PGT = survey(state.reference, rollout).logps_PGT
+    reference_logps_PGT = refer(rollout).logps_PGT
   more['logps_PGT'] = old_logps_PGT
   if correction_PGT is not None:
     more['correction_PGT'] = correction_PGT
   scored = rewards
-  if penalty is not None:
+  if reference_kl is not None and penalty is not None:
     found = fill(reference_kl, old_logps_PGT=old_logps_PGT, mask_PGT=mask_PGT)
     kl_PGT = jnp.where(mask_PGT, found(old_logps_PGT, reference_logps_PGT), 0.0)
     metrics['kl/reference'] = metrics_lib.masked_mean(kl_PGT, mask_PGT)

@@ -2,6 +2,7 @@
 
   build(config, workdir) -> Run       checks, data, tokenizer, model
   functions(run) -> Functions         rollout, reward, update, ... of this run
+  preference(run) -> Preference       those that train a reward model
   templates(run) -> (state, state)    shapes and shardings before and in RL
 
 Everything that is wrong with a config, a weights file, the data or the mesh is
@@ -35,14 +36,18 @@ from grpo_jax import (
   prompts,
   rewards,
   rollout,
+  scorers,
   sft,
   sharding,
   tokenizers,
 )
 from grpo_jax import config as config_lib
+from grpo_jax import preference as preference_lib
 from grpo_jax import text as text_lib
-from grpo_jax.datasets import packing
+from grpo_jax.datasets import local, packing
 from grpo_jax.losses import control
+from grpo_jax.models import attention, flash, lora, scalar
+from grpo_jax.rewards import answer, mix
 from grpo_jax.types import History, ModelInputs, Prompts, TrainState
 
 
@@ -59,6 +64,7 @@ class Run:
   text: text_lib.TokenText
   encode: Callable[..., Prompts]  # (examples, rows=None)
   documents: packing.Packed | None  # For pre-training.
+  teacher: models.Model | None = None  # What c.reference.init holds.
 
 
 class Functions(NamedTuple):
@@ -66,7 +72,9 @@ class Functions(NamedTuple):
 
   init: Callable  # (params) -> state, before pre-training
   pretrain: Callable  # (state, documents) -> state, metrics
-  start_rl: Callable  # (state) -> state, optimizer fresh, reference taken
+  # (state, teacher=None) -> state, optimizer fresh, reference taken; `teacher`
+  # are the parameters in c.reference.init.
+  start_rl: Callable
   rollout: Callable  # (params, prompts, key) -> rollout
   reward: Callable  # (rollout, prompts, text) -> rewards
   score: Callable  # (rollouts, text, hosted) -> rollout, rewards; joins them
@@ -78,6 +86,7 @@ class Functions(NamedTuple):
   iterate: Callable  # (state, prompts, text, key) -> state, (all of the three)
   rollout_sample: Callable  # (params, prompts, key) -> rollout
   sample: Callable  # (params, prompts, text, key) -> rollout, rewards
+  said: Callable | None  # (rollout, text) -> what it answers, for votes
 
 
 def cpu_devices(c: ConfigDict) -> int:
@@ -100,10 +109,12 @@ def build(
   config: ConfigDict,
   workdir: str,
   devices: Sequence[jax.Device] | None = None,
+  dataset: datasets.Dataset | None = None,
 ) -> Run:
   """Checks the config, claims the workdir, and makes data and tokenizer.
 
-  `devices` are all that there are, or those of a topology to compile for.
+  `devices` are all that there are, or those of a topology to compile for;
+  `dataset` is that of the config, or another in its place.
 
   Raises:
     ValueError, FileNotFoundError: naming the bad value and what is allowed.
@@ -112,13 +123,19 @@ def build(
   config_lib.check(config)
   mesh = sharding.make_mesh(config.mesh, devices)
   _check_batches(config, sharding.batch_divisor(mesh))
+  _check_kernel(config, mesh.devices.flat[0].platform)
+  _check_host_memory(config, mesh)
   with process.lead_first():
-    return _build(config, epath.Path(workdir), mesh)
+    return _build(config, epath.Path(workdir), mesh, dataset)
 
 
-def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
+def _build(c: ConfigDict, folder: epath.Path, mesh, dataset) -> Run:
   checkpoint.claim(folder, c)
   goes_on = bool(c.model.init) and initial.is_run(c.model.init)
+  if not c.model.variant and not c.model.init:
+    raise ValueError(
+      "model.variant='' is that of the weights in model.init, which is '' too"
+    )
   if goes_on and not c.tokenizer.path:
     raise ValueError(
       f'model.init={c.model.init!r} is a run, and only its tokenizer knows its '
@@ -128,18 +145,21 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
   if published:
     initial.check(c.model.init, _model(c, vocab_size=None))
 
-  with progress.bar('problems') as advance:
-    dataset = datasets.load(
-      c.data.name,
-      str(folder / 'data'),
-      heldout=c.data.heldout,
-      progress=advance,
-      **c.data.knobs.to_dict(),
-    )
+  if dataset is None:
+    with progress.bar('problems') as advance:
+      dataset = datasets.load(
+        c.data.name,
+        str(folder / 'data'),
+        heldout=c.data.heldout,
+        progress=advance,
+        **c.data.knobs.to_dict(),
+      )
   examples = dataset.all('train')
   tokenizer = _tokenizer(c, examples)
-  # Published weights have their vocabulary; others take the tokenizer's.
-  model = _model(c, None if published else tokenizer.vocab_size)
+  # Weights that say what they are have their vocabulary; others take the
+  # tokenizer's.
+  told = published or not c.model.variant
+  model = _model(c, None if told else tokenizer.vocab_size)
   if goes_on:
     initial.check(c.model.init, model)
   if tokenizer.vocab_size > model.vocab_size:
@@ -152,20 +172,24 @@ def _build(c: ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh) -> Run:
   documents = None
   if c.pretrain.steps:
     documents = packing.pack(
-      [
-        prompts.document(
-          example, tokenizer, c.pretrain.reasoned, c.data.template
-        )
-        for example in examples
-      ],
-      c.pretrain.width,
+      _documents(c, tokenizer, examples), c.pretrain.width
     )
   text = rewards.token_text(tokenizer.token_bytes, config_lib.reward_mix(c))
+  text = text.replace(scorers=scorers.load(c, mesh, tokenizer))
   checkpoint.record(folder, c)
-  if not c.tokenizer.path:
+  if not c.tokenizer.path and not published:
     tokenizer.save(folder / 'tokenizer.model')
   return Run(
-    c, folder, mesh, model, tokenizer, dataset, text, encode, documents
+    c,
+    folder,
+    mesh,
+    model,
+    tokenizer,
+    dataset,
+    text,
+    encode,
+    documents,
+    _teacher(c, model),
   )
 
 
@@ -177,26 +201,28 @@ def functions(run: Run) -> Functions:
 
   def init(params) -> TrainState:
     zero = jax.numpy.int32(0)
-    return TrainState(zero, zero, params, optimizers['pretrain'].init(params))
+    trained, _ = models.partition(model, params)
+    return TrainState(zero, zero, params, optimizers['pretrain'].init(trained))
 
   coefs = {'kl': c.kl.coef} if c.kl.target else {}
   if c.entropy.target:
     coefs |= {'entropy': c.entropy.coef, 'entropy_before': float('inf')}
 
-  def start_rl(state: TrainState) -> TrainState:
+  def start_rl(state: TrainState, teacher=None) -> TrainState:
+    trained, _ = models.partition(model, state.params)
+    reference = teacher if c.reference.init else trained
     return state.replace(
       cursor=jax.numpy.zeros_like(state.cursor),
-      opt_state=optimizers['rl'].init(state.params),
-      reference=state.params if c.kl.coef else None,
+      opt_state=optimizers['rl'].init(trained),
+      reference=reference if c.kl.coef else None,
       coefs={name: jax.numpy.float32(x) for name, x in coefs.items()},
       history=new_history(run),
+      openings_N=new_openings(run),
     )
 
   greedy = 'greedy_P' in config_lib.asks('advantage', c)
 
-  def roll(
-    params, prompts, key, group_size=c.rollout.group_size, greedy=greedy
-  ):
+  def roll(params, prompts, key, **how):
     # All the 'weight sync' there is: cast once, and laid out for decoding.
     params = jax.tree.map(lambda w: w.astype(c.model.dtype), params)
     return rollout.rollout(
@@ -204,15 +230,20 @@ def functions(run: Run) -> Functions:
       prompts,
       key,
       model=model,
-      group_size=group_size,
       max_tokens=c.rollout.max_tokens,
       stop_ids=run.tokenizer.eos_ids,
-      temperature=c.rollout.temperature,
-      greedy=greedy,
+      **how,
     )
 
   def roll_train(params, prompts, key):
-    rolled = roll(params, prompts, key)
+    rolled = roll(
+      params,
+      prompts,
+      key,
+      group_size=c.rollout.group_size,
+      temperature=c.rollout.temperature,
+      greedy=greedy,
+    )
     return groups.drop_truncated(rolled) if c.truncated == 'mask' else rolled
 
   reward = functools.partial(rewards.reward, mix=c.reward.to_dict())
@@ -241,20 +272,49 @@ def functions(run: Run) -> Functions:
     count, more = groups.look(scores)
     return known, count, numbers | more
 
-  learn = functools.partial(
+  learn: Callable = functools.partial(
     grpo.grpo_update,
     model=model,
     optimizer=optimizers['rl'],
     temperature=c.rollout.temperature,
+    reference_model=run.teacher,
     **_algorithm(c),
   )
 
+  def fetched(state):
+    """All of it on the devices; _offloaded says what was not."""
+    if c.offload.reference:
+      state = state.replace(reference=sharding.fetch(state.reference))
+    if c.offload.optimizer:
+      state = state.replace(opt_state=sharding.fetch(state.opt_state))
+    return state
+
   def update(state, rolled, scores):
-    if c.dynamic.batches > 1:  # The history is told of each batch by `look`.
-      return learn(state, rolled, scores)
-    known, numbers = record(state.history, rolled, scores)
-    state, more = learn(state.replace(history=known), rolled, scores)
+    waits = state.reference
+    state, numbers = _update(fetched(state), rolled, scores)
+    if c.offload.reference and not c.reference.every:
+      state = state.replace(reference=waits)  # It is as it was, and not moved.
+    return state, numbers
+
+  def _update(state, rolled, scores):
+    numbers: dict[str, Any] = {}
+    if state.openings_N is not None:
+      openings_N, numbers = history.repeats(state.openings_N, rolled)
+      state = state.replace(openings_N=openings_N)
+    if c.dynamic.batches == 1:  # Or `look` tells the history of each batch.
+      known, more = record(state.history, rolled, scores)
+      state, numbers = state.replace(history=known), numbers | more
+    state, more = learn(state, rolled, scores)
     return state, numbers | more
+
+  def pretrain(state, documents):
+    return sft.sft_update(
+      fetched(state),
+      documents,
+      model=model,
+      optimizer=optimizers['pretrain'],
+      head_chunk=c.updates.head_chunk,
+    )
 
   def iterate(state, prompts, text, key):
     key = roll_key(key, state.step)
@@ -264,7 +324,14 @@ def functions(run: Run) -> Functions:
     return state, (rolled, scores, numbers)
 
   def roll_sample(params, prompts, key):
-    return roll(params, prompts, key, c.eval.samples, greedy=False)
+    return roll(
+      params,
+      prompts,
+      key,
+      group_size=c.eval.samples,
+      temperature=config_lib.eval_temperature(c),
+      top_p=c.eval.top_p,
+    )
 
   def sample(params, prompts, text, key):
     rolled = roll_sample(params, prompts, key)
@@ -278,12 +345,7 @@ def functions(run: Run) -> Functions:
 
   return Functions(
     init=init,
-    pretrain=functools.partial(
-      sft.sft_update,
-      model=model,
-      optimizer=optimizers['pretrain'],
-      head_chunk=c.updates.head_chunk,
-    ),
+    pretrain=pretrain,
     start_rl=start_rl,
     rollout=roll_train,
     reward=reward,
@@ -296,7 +358,54 @@ def functions(run: Run) -> Functions:
     iterate=iterate,
     rollout_sample=roll_sample,
     sample=sample,
+    said=_said(c),
   )
+
+
+class Preference(NamedTuple):
+  """The pure functions of a run that trains a reward model."""
+
+  init: Callable  # (params of a policy, seed of the head) -> state
+  update: Callable  # (state, pairs) -> state, metrics
+  leads: Callable  # (params, pairs) -> lead_P
+  template: TrainState  # Shapes and shardings of the state.
+
+
+def preference(run: Run) -> Preference:
+  """Binds what c.preference says."""
+  c, model = run.config.preference, scalar.with_scalar_head(run.model)
+  optimizer = optim.make(steps=c.steps, **c.optim)
+
+  def init(params, seed) -> TrainState:
+    key = jax.random.fold_in(jax.random.key(seed), 1)  # 0 is the policy's.
+    params = scalar.from_policy(params, model, key)
+    trained, _ = models.partition(model, params)
+    zero = jax.numpy.int32(0)
+    return TrainState(zero, zero, params, optimizer.init(trained))
+
+  state = jax.eval_shape(init, models.abstract_params(run.model), 0)
+  return Preference(
+    init=init,
+    update=functools.partial(
+      preference_lib.preference_update,
+      model=model,
+      optimizer=optimizer,
+      margin=c.margin,
+    ),
+    leads=functools.partial(preference_lib.leads, model=model),
+    template=sharding.like_params(
+      state, params_template(model, run.mesh), run.mesh
+    ),
+  )
+
+
+def _said(c: ConfigDict) -> Callable | None:
+  """If the part that tells what is right reads an answer."""
+  parts = {part.name: part for part in mix.parse(config_lib.reward_mix(c))}
+  right = parts[c.eval.right]
+  if right.function is not answer.answer:
+    return None
+  return functools.partial(answer.said, **right.knobs)
 
 
 def new_history(run: Run) -> History | None:
@@ -305,6 +414,13 @@ def new_history(run: Run) -> History | None:
   if c.curriculum.name == 'none':
     return None
   return history.fresh(run.dataset.size('train'), c.curriculum.prior)
+
+
+def new_openings(run: Run) -> jax.Array | None:
+  """Of problems that nobody has tried, if their repeats are looked for."""
+  if run.config.alarms.duplicates.action == 'off':
+    return None
+  return jax.numpy.zeros(run.dataset.size('train'), jax.numpy.uint32)
 
 
 def roll_key(key: jax.Array, step: jax.Array, batch: int = 0) -> jax.Array:
@@ -319,11 +435,23 @@ def draw_key(key: jax.Array, step: jax.Array) -> jax.Array:
   return jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), step)
 
 
+_BOUNDS = {  # Alarm that can skip -> the bound of grpo_update that it sets.
+  'gradient': 'max_grad_norm',
+  'ratio': 'max_log_ratio',
+  'drift': 'max_drift',
+}
+
+
 def _algorithm(c: ConfigDict) -> dict[str, Any]:
   """What the config says about grpo_update's loss and steps."""
   completions = c.data.prompts * c.rollout.group_size
   updates = c.updates.to_dict()
   updates.pop('max_skipped')
+  bounds = {
+    bound: knobs['above']
+    for name, bound in _BOUNDS.items()
+    if (knobs := config_lib.alarms(c)[name])['action'] == 'skip'
+  }
   refresh = None
   if c.reference.every:
     refresh = functools.partial(
@@ -332,34 +460,38 @@ def _algorithm(c: ConfigDict) -> dict[str, Any]:
       rate=c.reference.rate,
       begin=c.pretrain.steps,
     )
-  return updates | {
-    'advantage': choose('advantage', c),
-    'policy_loss': choose('loss', c),
-    # Without these two a pass over the batch is saved.
-    'select': _unless('all_tokens', 'select', c),
-    'off_policy': _unless('none', 'off_policy', c),
-    'aggregate': choose('aggregate', c),
-    'kl': choose('kl', c),
-    'kl_coef': c.kl.coef,
-    'kl_where': c.kl.where,
-    'kl_control': functools.partial(
-      control.kl,
-      target=c.kl.target,
-      horizon=c.kl.horizon,
-      samples=completions,
-    ),
-    'refresh': refresh,
-    'entropy_coef': c.entropy.coef,
-    'entropy_control': functools.partial(
-      control.entropy,
-      target=c.entropy.target,
-      step=c.entropy.step,
-      low=c.entropy.low,
-      high=c.entropy.high,
-    ),
-    'entropy_gate': functools.partial(control.gate, target=c.entropy.target),
-    'measure_entropy': c.entropy.measure,
-  }
+  return (
+    updates
+    | bounds
+    | {
+      'advantage': choose('advantage', c),
+      'policy_loss': choose('loss', c),
+      # Without these two a pass over the batch is saved.
+      'select': _unless('all_tokens', 'select', c),
+      'off_policy': _unless('none', 'off_policy', c),
+      'aggregate': choose('aggregate', c),
+      'kl': choose('kl', c),
+      'kl_coef': c.kl.coef,
+      'kl_where': c.kl.where,
+      'kl_control': functools.partial(
+        control.kl,
+        target=c.kl.target,
+        horizon=c.kl.horizon,
+        samples=completions,
+      ),
+      'refresh': refresh,
+      'entropy_coef': c.entropy.coef,
+      'entropy_control': functools.partial(
+        control.entropy,
+        target=c.entropy.target,
+        step=c.entropy.step,
+        low=c.entropy.low,
+        high=c.entropy.high,
+      ),
+      'entropy_gate': functools.partial(control.gate, target=c.entropy.target),
+      'measure_entropy': c.entropy.measure,
+    }
+  )
 
 
 def _unless(name: str, section: str, c: ConfigDict) -> Callable | None:
@@ -379,15 +511,31 @@ def choose(section: str, c: ConfigDict) -> Callable:
 def templates(run: Run) -> tuple[TrainState, TrainState]:
   """Shapes and shardings of the state, in pre-training and in RL."""
   f = functions(run)
-  layout = sharding.param_shardings(run.model, sharding.TRAIN, run.mesh)
-  params = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    models.abstract_params(run.model),
-    layout,
-  )
+  params = params_template(run.model, run.mesh)
   first = jax.eval_shape(f.init, params)
   rl = jax.eval_shape(f.start_rl, first)
-  return tuple(sharding.like_params(x, params, run.mesh) for x in (first, rl))
+  first, rl = (sharding.like_params(x, params, run.mesh) for x in (first, rl))
+  if run.teacher:
+    rl = rl.replace(reference=params_template(run.teacher, run.mesh))
+  offload = run.config.offload
+  return _offloaded(first, offload), _offloaded(rl, offload)
+
+
+def params_template(model: models.Model, mesh: jax.sharding.Mesh):
+  """Shapes of parameters, in the shardings in which they are trained."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    models.abstract_params(model),
+    sharding.param_shardings(model, sharding.TRAIN, mesh),
+  )
+
+
+def _offloaded(state: TrainState, offload: ConfigDict) -> TrainState:
+  if offload.reference:
+    state = state.replace(reference=sharding.on_host(state.reference))
+  if offload.optimizer:
+    state = state.replace(opt_state=sharding.on_host(state.opt_state))
+  return state
 
 
 def train_rows(run: Run, cursor: int, batches: int = 1) -> np.ndarray:
@@ -418,7 +566,7 @@ def own_batch(
   """Those problems, but read only for the devices of this process."""
   P, pieces = run.config.data.prompts, config_lib.host_pieces(run.config)
   own = sharding.own_rows(run.mesh, P // pieces)
-  examples = [None] * P
+  examples: list[datasets.Example | None] = [None] * P
   for first in range(0, P, P // pieces):
     held = slice(first + own.start, first + own.stop)
     examples[held] = run.dataset.read('train', rows_P[held])
@@ -426,6 +574,7 @@ def own_batch(
 
 
 def pretrain_batch(run: Run, step: int) -> ModelInputs:
+  assert run.documents is not None
   size = run.config.pretrain.rows
   rows = run.documents.batch(size, run.config.seed, step * size)
   return ModelInputs(rows.tokens_BT, rows.positions_BT, rows.segment_ids_BT)
@@ -433,13 +582,19 @@ def pretrain_batch(run: Run, step: int) -> ModelInputs:
 
 def eval_batches(run: Run) -> list[tuple[Prompts, list[datasets.Example]]]:
   """The held-out problems in equal batches; the last is filled with others."""
+  return sample_batches(run, heldout(run))
+
+
+def sample_batches(
+  run: Run, examples: Sequence[datasets.Example]
+) -> list[tuple[Prompts, list[datasets.Example]]]:
+  """Any problems in batches of that size, for the program `sample`."""
   size = _eval_batch(run.config)
-  examples = heldout(run)
   batches = []
   for first in range(0, len(examples), size):
     some = examples[first : first + size]
     filled = itertools.islice(itertools.cycle(some), size)
-    batches.append((run.encode(list(filled)), some))
+    batches.append((run.encode(list(filled)), list(some)))
   return batches
 
 
@@ -450,17 +605,43 @@ def heldout(run: Run) -> list[datasets.Example]:
 
 
 def _model(c: ConfigDict, vocab_size: int | None) -> models.Model:
-  sizes = dict(c.model.sizes)
+  name = c.model.name
+  sizes: dict[str, Any] = {}
+  if not c.model.variant:
+    name, sizes = initial.architecture(c.model.init)
+    for ours in ('unroll', 'remat', 'attention'):
+      sizes.pop(ours, None)
+  sizes |= c.model.sizes.to_dict()
   if vocab_size is not None:
     sizes['vocab_size'] = vocab_size
   model = models.build(
-    c.model.name,
+    name,
     c.model.variant,
     unroll=c.model.unroll,
     remat=c.model.remat,
+    attention=c.model.attention,
     **sizes,
   )
-  return models.in_dtype(model, c.model.dtype)
+  model = models.in_dtype(model, c.model.dtype)
+  return lora.adapt(model, **c.lora) if c.lora.rank else model
+
+
+def _teacher(c: ConfigDict, model: models.Model) -> models.Model | None:
+  """The model in reference.init, which has to read what the policy writes."""
+  if not c.reference.init:
+    return None
+  own = c.copy_and_resolve_references().unlock()
+  own.model.update(variant='', init=c.reference.init)
+  own.model.sizes = ConfigDict()
+  own.lora.rank = 0
+  teacher = _model(own, vocab_size=None)
+  initial.check(c.reference.init, teacher)
+  if teacher.vocab_size != model.vocab_size:
+    raise ValueError(
+      f'reference.init={c.reference.init!r} has {teacher.vocab_size} tokens, '
+      f'the policy {model.vocab_size}'
+    )
+  return teacher
 
 
 def _tokenizer(c: ConfigDict, examples):
@@ -469,8 +650,11 @@ def _tokenizer(c: ConfigDict, examples):
   Learning takes a tenth of a second and always finds the same, so that a run
   that goes on learns them again.
   """
-  if c.tokenizer.path:
-    return tokenizers.load(c.tokenizer.path)
+  path = c.tokenizer.path
+  if not path and c.model.init and not initial.is_run(c.model.init):
+    path = c.model.init
+  if path:
+    return tokenizers.load(path)
   corpus = [prompts.fill(c.data.template, '')] if c.data.template else []
   for i, example in enumerate(examples[:5_000]):
     completion = prompts.completion(example, reasoned=i % 2 == 0)
@@ -478,14 +662,29 @@ def _tokenizer(c: ConfigDict, examples):
   return tokenizers.train(corpus, c.tokenizer.vocab_size, text_lib.TAGS)
 
 
+def _to_ids(c, tokenizer, question: str) -> list[int]:
+  shots = [tuple(shot) for shot in c.data.shots]
+  return prompts.to_ids(
+    question, tokenizer, c.data.template, c.data.instruction, shots
+  )
+
+
+def _documents(c, tokenizer, examples) -> list[list[int]]:
+  """What is imitated before RL: of files, or what the dataset would say."""
+  to_ids = functools.partial(_to_ids, c, tokenizer)
+  if c.pretrain.files:
+    pairs = local.completions(c.pretrain.files)
+  else:
+    pairs = (prompts.answered(x, c.pretrain.reasoned) for x in examples)
+  return [
+    prompts.document(prompt, completion, to_ids, tokenizer)
+    for prompt, completion in pairs
+  ]
+
+
 def _encoder(c, tokenizer, examples):
   """examples -> Prompts; every prompt and answer is checked once, here."""
-
-  def to_ids(question: str) -> list[int]:
-    shots = [tuple(shot) for shot in c.data.shots]
-    return prompts.to_ids(
-      question, tokenizer, c.data.template, c.data.instruction, shots
-    )
+  to_ids = functools.partial(_to_ids, c, tokenizer)
 
   def refer(examples):
     return rewards.references(examples, tokenizer, config_lib.reward_mix(c))
@@ -502,7 +701,17 @@ def _encoder(c, tokenizer, examples):
     widths=widths,
   )
   encode(examples)
+  _check_only(c, examples)
   return encode
+
+
+def _check_only(c: ConfigDict, examples) -> None:
+  for part in mix.parse(config_lib.reward_mix(c)):
+    if not any(map(part.scores, examples)):
+      raise ValueError(
+        f'reward.{part.name}.only={part.only!r}: no problem has that, and the '
+        f'first has {examples[0].columns}'
+      )
 
 
 def _batches(c: ConfigDict) -> dict[str, int]:
@@ -518,6 +727,8 @@ def _batches(c: ConfigDict) -> dict[str, int]:
     found['data.prompts / host.pieces'] = c.data.prompts // c.host.pieces
   if c.pretrain.steps:
     found['pretrain.rows'] = c.pretrain.rows
+  if c.preference.path:
+    found['preference.rows'] = c.preference.rows
   return found
 
 
@@ -527,6 +738,36 @@ def _check_batches(c: ConfigDict, divisor: int) -> None:
       raise ValueError(
         f'{name} = {size} must be a multiple of the devices along '
         f'mesh.data * mesh.fsdp = {divisor}'
+      )
+
+
+def _check_kernel(c: ConfigDict, platform: str) -> None:
+  name = c.model.attention
+  if name in flash.KERNELS and flash.KERNELS[name] != platform:
+    there = [name for name, at in flash.KERNELS.items() if at == platform]
+    raise ValueError(
+      f'model.attention={name!r} needs {flash.KERNELS[name]} devices, and '
+      f'these are {platform}: it may be one of {[*attention.KERNELS, *there]}'
+    )
+  if name == 'cudnn' and c.model.dtype != 'bfloat16':
+    raise ValueError(
+      f"model.attention={name!r} needs model.dtype='bfloat16', not "
+      f'{c.model.dtype!r}: with that it may be one of {[*attention.KERNELS]}'
+    )
+
+
+def _check_host_memory(c: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+  asked = {
+    "model.remat='offload'": c.model.remat == 'offload',
+    'offload.reference=True': c.offload.reference,
+    'offload.optimizer=True': c.offload.optimizer,
+  }
+  for knob, wanted in asked.items():
+    if wanted and not sharding.reaches_host(mesh):
+      kind = mesh.devices.flat[0].device_kind
+      raise ValueError(
+        f'{knob} needs devices that reach memory of their host '
+        f'({sharding.HOST!r}), which {kind!r} here does not'
       )
 
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import sys
+from typing import Any
 
 from etils import epath
 import jax
@@ -236,7 +237,7 @@ def _plain(config: ConfigDict) -> dict:
 
 
 def _flat(tree: dict, prefix: str = '') -> dict:
-  flat = {}
+  flat: dict[str, Any] = {}
   for name, value in tree.items():
     if isinstance(value, dict) and value:
       flat |= _flat(value, f'{prefix}{name}.')

@@ -9,10 +9,11 @@ of configs: they take arrays, functions and numbers.
 from collections.abc import Callable
 import importlib
 import inspect
+import math
 import pkgutil
 
 import jax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from grpo_jax import (
   advantages,
@@ -31,7 +32,8 @@ def default() -> ConfigDict:
   """The defaults of everything."""
   c = ConfigDict(type_safe=True)
   c.seed = 0  # Of parameters, data order and sampling.
-  c.steps = 100  # RL iterations: rollout, reward, update.
+  c.steps = 100  # RL iterations: rollout, reward, update; 0 does none, and
+  # a run is what pre-training makes of its weights, or how good they are.
   c.fuse = True  # One program an iteration; False times its three parts. Host
   # rewards stand between programs in any case.
   c.algorithm = ''  # A published one (recipes.py): it sets what follows from
@@ -41,17 +43,32 @@ def default() -> ConfigDict:
 
   c.model = ConfigDict()
   c.model.name = 'llama'  # models/<name>.py
-  c.model.variant = 'tiny'  # A row of that file's VARIANTS.
+  c.model.variant = 'tiny'  # A row of that file's VARIANTS; '' is the
+  # one, and the model the one, that the weights in model.init say they are.
   c.model.sizes = ConfigDict()  # Replace numbers of the variant (layers=2).
-  c.model.init = ''  # Weights: a .gguf, 'package:NAME/FILE', the workdir of a
-  # run or one of its checkpoints (initial.py); '' is random.
+  c.model.init = ''  # Weights: a Hugging Face folder, hf://org/name, a .gguf,
+  # 'package:NAME/FILE' (weights/), the workdir of a run or one of its
+  # checkpoints (initial.py); '' is random.
   c.model.dtype = 'float32'  # bfloat16 is slow on CPU, and halves TPU memory.
   c.model.unroll = False  # Layers as straight code: faster on CPU, and to be
   # left alone on TPU, where it costs compile time and gains nothing.
-  c.model.remat = False  # Recompute layers in the backward pass: less memory.
+  c.model.remat = 'none'  # What the backward pass computes again: 'full', all
+  # but a layer's input; 'dots', all but products with weights; 'offload' is
+  # 'full' with these inputs in host memory. Less memory, more time; none is
+  # saved where a CPU has unrolled layers.
+  c.model.attention = 'plain'  # models/attention.py; memory is linear in the
+  # length with 'chunked', 'splash' (TPU), and 'cudnn' (GPU, bfloat16).
+
+  c.lora = ConfigDict()  # Low-rank adapters in the place of all weights
+  # (models/lora.py).
+  c.lora.rank = 0  # Of the adapters; 0 trains the weights.
+  c.lora.alpha = 32.0  # Adapters count alpha / rank times.
+  c.lora.targets = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')  # Projections.
+  c.lora.dtype = 'float32'  # Of the frozen weights; bfloat16 halves them.
 
   c.tokenizer = ConfigDict()
-  c.tokenizer.path = ''  # .model or .gguf; '' trains SentencePiece in the run.
+  c.tokenizer.path = ''  # A Hugging Face folder, .model or .gguf; '' is that of
+  # published weights in model.init, or else SentencePiece learnt in the run.
   c.tokenizer.vocab_size = 64  # Pieces at the most, when trained in the run.
 
   c.data = ConfigDict()
@@ -67,13 +84,28 @@ def default() -> ConfigDict:
   c.data.shots = ()  # Worked examples: (question, completion) pairs, as
   # earlier turns of the chat. The shared prompt makes them nearly free.
 
-  c.pretrain = ConfigDict()  # Next-token prediction before RL; 0 steps: none.
-  c.pretrain.steps = 0
+  c.pretrain = ConfigDict()  # Next-token prediction before RL, of random
+  # weights, or as supervised fine-tuning of those in model.init.
+  c.pretrain.steps = 0  # Optimizer steps; 0: none.
+  c.pretrain.files = ()  # JSON lines with 'prompt' and 'completion' to imitate,
+  # as experiments/r1.py collects them; () is what the dataset itself would say.
   c.pretrain.rows = 16  # Rows of packed documents a step.
   c.pretrain.width = 128  # Tokens of a row.
   c.pretrain.reasoned = 0.4  # Share of documents that work the answer out.
   c.pretrain.optim = ConfigDict(_optim())
   c.pretrain.optim.update(lr=3e-3, schedule='cosine', warmup=20, b2=0.98)
+
+  c.preference = ConfigDict()  # With a path the run trains a reward model
+  # (preference.py), which the reward 'reward_model' asks, and no policy.
+  c.preference.path = ''  # Files with columns prompt, chosen and rejected, all
+  # texts (datasets/pairs.py); '' is none.
+  c.preference.steps = 100  # Optimizer steps.
+  c.preference.rows = 16  # Pairs a step.
+  c.preference.max_tokens = 256  # Of prompt and completion; pairs with a
+  # longer text are left out.
+  c.preference.heldout = 0.05  # Share of the prompts that is never trained on.
+  c.preference.margin = 0.0  # By how much the better text is to score more.
+  c.preference.optim = ConfigDict(_optim())
 
   c.curriculum = ConfigDict({'name': 'none'})  # curriculum.py: how often a
   # problem is drawn, by how often it was solved. 'none' shuffles epochs.
@@ -92,35 +124,48 @@ def default() -> ConfigDict:
   c.host.workers = 0  # Processes that score; 0: as many as there are cores.
   c.host.pieces = 2  # A batch is sampled in so many: the host scores one while
   # the device samples the next.
-  c.dynamic = ConfigDict()  # Dynamic sampling: a step samples on,
-  c.dynamic.batches = 1  # up to so many batches, until data.prompts groups have
-  # rewards that differ; 1 takes the first batch as it is.
+  c.dynamic = ConfigDict()  # Dynamic sampling (groups.py).
+  c.dynamic.batches = 1  # A step samples on, up to so many, until data.prompts
+  # groups have rewards that differ; 1 takes the first batch as it is.
   c.truncated = 'count'  # Or 'mask': completions without a stop token have no
   # token in the loss. For a penalty see rewards/truncated.py and overlong.py.
-  c.advantage = ConfigDict({'name': 'grpo'})  # advantages.py, and its knobs.
+  c.advantage = ConfigDict({'name': 'grpo'})  # advantages.py: how a completion
+  # compares with its group.
   c.loss = ConfigDict({'name': 'ppo_clip', 'clip_low': 0.2, 'clip_high': 0.2})
-  # losses/policy.py, and its knobs.
+  # losses/policy.py: what a token costs.
   c.select = ConfigDict({'name': 'all_tokens'})  # losses/select.py: tokens
   # whose surrogate counts.
   c.off_policy = ConfigDict({'name': 'none'})  # losses/off_policy.py: weights
   # of tokens that the trainer finds as likely as the sampler, or not quite.
-  c.aggregate = ConfigDict({'name': 'token_mean'})  # losses/aggregate.py.
-  c.kl = ConfigDict({'name': 'k3'})  # losses/kl.py, and its knobs.
+  c.aggregate = ConfigDict({'name': 'token_mean'})  # losses/aggregate.py: what
+  # a token weighs.
+  c.kl = ConfigDict({'name': 'k3'})  # losses/kl.py: the estimate of the KL.
   c.kl.coef = 0.0  # Of the KL to the reference; 0 holds and runs none.
   c.kl.where = 'loss'  # Or 'reward': taken from it, token by token.
-  c.kl.target = 0.0  # Nats a token; above 0 the coefficient follows it,
-  c.kl.horizon = 10_000  # the slower the greater this is, in completions.
-  c.reference = ConfigDict()  # The policy that the KL looks at: the first,
-  c.reference.every = 0  # or a later one, taken every so many RL steps,
-  c.reference.rate = 1.0  # whole, or this share of the way to it.
+  c.kl.target = 0.0  # Nats a token; above 0 the coefficient follows it.
+  c.kl.horizon = 10_000  # Completions; the greater, the slower it follows.
+  c.reference = ConfigDict()  # The policy that the KL looks at.
+  c.reference.init = ''  # A teacher, spelt as model.init, which stays as it is;
+  # '' is the policy itself, at the start of RL. With kl.name='k1_plus' and no
+  # weight in the reward this is on-policy distillation.
+  c.reference.every = 0  # RL steps until the next one is taken; 0: the first.
+  c.reference.rate = 1.0  # Share of the way that it goes to the policy then.
   c.entropy = ConfigDict()
   c.entropy.coef = 0.0  # Of the policy's entropy, which the loss makes large.
-  c.entropy.target = 0.0  # Nats; above 0 the coefficient changes by
-  c.entropy.step = 0.005  # this much in a step, down where the entropy is
-  c.entropy.low = 0.0  # greater, and stays between these.
-  c.entropy.high = 1.0
+  c.entropy.target = 0.0  # Nats; above 0 the coefficient follows it:
+  # down where the entropy is greater.
+  c.entropy.step = 0.005  # What the coefficient changes by in a step.
+  c.entropy.low = 0.0  # Least coefficient,
+  c.entropy.high = 1.0  # and greatest, of one that follows.
   c.entropy.measure = False  # As a metric where it has no weight (the mean
   # surprise, rollout/entropy, is there in any case, and free).
+
+  c.offload = ConfigDict()  # What waits in the host's memory, where devices
+  # reach it, until a step has a use for it:
+  c.offload.reference = False  # the policy that the KL looks at,
+  c.offload.optimizer = False  # the optimizer's moments. All of them are on the
+  # device in an optimizer step (and between those of an update), so that it
+  # helps only where activations take more than that.
 
   c.updates = ConfigDict()
   c.updates.passes = 1  # Times that a batch is gone through (mu in the paper).
@@ -138,12 +183,47 @@ def default() -> ConfigDict:
   c.mesh.update(data=-1, fsdp=1, expert=1, context=1, tensor=1)
   c.cpu_devices = 1  # What a CPU counts as, up to its cores (process.cut_cpu).
 
-  c.eval = ConfigDict()  # Before and after RL, at the rollout's temperature.
+  c.eval = ConfigDict()  # Of held-out problems, before and after RL.
+  c.eval.every = 0  # RL steps between more of them, whose results are metrics
+  # of the step ('eval/accuracy'); 0: none. It waits for the device.
   c.eval.right = 'answer'  # The part of the reward that tells what is right.
   c.eval.reasoned = 'format'  # The part that tells what reasons.
   c.eval.problems = 512  # Held-out problems.
   c.eval.samples = 1  # Completions of each.
   c.eval.batch = 512  # Problems sampled at one time.
+  c.eval.temperature = config_dict.placeholder(float)  # None: the rollout's; 0
+  # takes the most probable token.
+  c.eval.top_p = 1.0  # Least probability that the tokens which may be drawn
+  # have together; 1 cuts none.
+
+  c.sample = ConfigDict()  # Rejection sampling (rejection.py), as eval samples:
+  # eval.samples completions a problem, eval.batch problems at a time.
+  c.sample.problems = 512  # Of the training split.
+  c.sample.keep = 1  # Best completions of a problem, at the most.
+  c.sample.margin = 0.0  # Least difference between the rewards of its best and
+  # its worst completion that makes them a pair for c.preference; 0: no pairs.
+  c.sample.least = ConfigDict()  # Part of the reward -> least score of what may
+  # be kept; {} asks for a 1 of eval.right.
+
+  c.alarms = ConfigDict()  # What is said in words, and done, when a run goes
+  # wrong (alarms.py).
+  c.alarms.drift = _alarm(above=0.0)  # rollout/logp_drift, nats; 0: by
+  # model.dtype, 2 for bfloat16 and 0.02 for others.
+  c.alarms.duplicates = _alarm(above=0.5, steps=10)  # rollout/repeats: share of
+  # problems that are answered as they were the last time, beyond chance; with
+  # 'off' nobody looks.
+  c.alarms.degenerate = _alarm(above=0.99, steps=10)  # groups/degenerate: share
+  # of groups.
+  c.alarms.truncated = _alarm(above=0.5, steps=10)  # rollout/truncated: share
+  # of completions.
+  c.alarms.entropy = _alarm(below=1e-3, steps=10)  # rollout/entropy, nats.
+  c.alarms.ratio = _alarm(above=10.0)  # policy/log_ratio_max, nats.
+  c.alarms.gradient = _alarm(above=100.0)  # grad_norm_max, not yet clipped; of
+  # sums (token_sum, sequence_sum) it is greater by nature.
+  c.alarms.length = _alarm(above=3.0, steps=10)  # Mean rollout/length of 10
+  # steps, in that of 10 steps 50 before, or of the first.
+  c.alarms.hacking = _alarm(above=0.1, steps=2)  # What eval/accuracy has lost
+  # since its best, if reward/mean has risen; steps are evaluations.
 
   c.log = ConfigDict()
   c.log.every = 5.0  # Seconds between lines where there is no terminal.
@@ -154,23 +234,35 @@ def default() -> ConfigDict:
   c.checkpoint.every = 100  # Steps, of pre-training and RL alike.
   c.checkpoint.keep = 2  # Newest ones that stay on disk.
   c.checkpoint.best = 'reward/mean'  # Metric whose greatest value keeps one
-  # more, of RL; '' keeps none.
+  # more, of RL; '' keeps none. With one of eval/ every evaluated step is saved.
   return c
+
+
+def _alarm(steps: int = 1, **bound: float) -> ConfigDict:
+  """Of a number, above or below a bound."""
+  return ConfigDict(
+    bound
+    | dict(
+      steps=steps,  # In a row.
+      action='warn',  # 'skip' does not take such a step (drift, ratio and
+      # gradient), 'stop' saves and ends the run, 'off' looks away.
+    )
+  )
 
 
 def _optim() -> dict:
   """The arguments of optim.make; see there."""
   return dict(
-    name='adamw',
+    name='adamw',  # Or 'sgd'.
     lr=1e-5,  # Small models take 1e-4, large ones 1e-6.
-    schedule='constant',
+    schedule='constant',  # Or 'linear', 'cosine', after the warm-up.
     warmup=0,  # Steps.
     final=0.1,  # Last learning rate as a share of lr.
-    clip_norm=1.0,
-    weight_decay=0.0,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-8,
+    clip_norm=1.0,  # Greatest norm of a gradient; None does not clip.
+    weight_decay=0.0,  # Of matrices, times the learning rate.
+    b1=0.9,  # Of Adam's first moment,
+    b2=0.999,  # and of its second.
+    eps=1e-8,  # Of Adam's denominator.
   )
 
 
@@ -207,7 +299,6 @@ def parse_arg(arg: str, **defaults) -> ConfigDict:
 def check(c: ConfigDict) -> None:
   """Raises ValueError, in one line, for what cannot work."""
   positive = {
-    'steps': c.steps,
     'data.prompts': c.data.prompts,
     'cpu_devices': c.cpu_devices,
     'data.max_prompt': c.data.max_prompt,
@@ -222,10 +313,15 @@ def check(c: ConfigDict) -> None:
     'kl.horizon': c.kl.horizon,
     'pretrain.rows': c.pretrain.rows,
     'pretrain.width': c.pretrain.width,
+    'preference.steps': c.preference.steps,
+    'preference.rows': c.preference.rows,
+    'preference.max_tokens': c.preference.max_tokens,
     'host.pieces': c.host.pieces,
     'eval.problems': c.eval.problems,
     'eval.samples': c.eval.samples,
     'eval.batch': c.eval.batch,
+    'sample.problems': c.sample.problems,
+    'sample.keep': c.sample.keep,
     'log.completions_every': c.log.completions_every,
     'checkpoint.every': c.checkpoint.every,
     'checkpoint.keep': c.checkpoint.keep,
@@ -234,12 +330,17 @@ def check(c: ConfigDict) -> None:
     if value < 1:
       raise ValueError(f'{name}={value} must be at least 1')
   for name, value in (
+    ('steps', c.steps),
     ('pretrain.steps', c.pretrain.steps),
+    ('preference.margin', c.preference.margin),
+    ('sample.margin', c.sample.margin),
+    ('lora.rank', c.lora.rank),
     ('kl.coef', c.kl.coef),
     ('kl.target', c.kl.target),
     ('reference.every', c.reference.every),
     ('entropy.target', c.entropy.target),
     ('entropy.step', c.entropy.step),
+    ('eval.every', c.eval.every),
     ('log.every', c.log.every),
     ('log.prompts', c.log.prompts),
     ('host.workers', c.host.workers),
@@ -247,13 +348,18 @@ def check(c: ConfigDict) -> None:
     if value < 0:
       raise ValueError(f'{name}={value} must not be below 0')
   _check_choice('model.dtype', c.model.dtype, _DTYPES)
-  if c.model.dtype == 'float64' and not jax.config.jax_enable_x64:
+  _check_choice('lora.dtype', c.lora.dtype, _DTYPES)
+  if c.model.dtype == 'float64' and not jax.config.read('jax_enable_x64'):
     raise ValueError('model.dtype=float64 needs JAX_ENABLE_X64=1 in the shell')
   if not c.rollout.temperature > 0:
     raise ValueError(
       f'rollout.temperature={c.rollout.temperature} must be above 0: greedy '
       'completions of a group are all the same and teach nothing'
     )
+  if c.eval.temperature is not None and c.eval.temperature < 0:
+    raise ValueError(f'eval.temperature={c.eval.temperature} is below 0')
+  if not 0 < c.eval.top_p <= 1:
+    raise ValueError(f'eval.top_p={c.eval.top_p} is not in (0, 1]')
   pieces = c.updates.minibatches * c.updates.microbatches
   if c.data.prompts % pieces:
     raise ValueError(
@@ -275,10 +381,12 @@ def check(c: ConfigDict) -> None:
     for look in (part.tags, part.reads):
       if look:
         look(**part.knobs)  # Raises for a knob that cannot be.
-  if not any(part.weight for part in parts):
+  if not any(part.weight for part in parts) and not c.reference.init:
     raise ValueError(f'reward={c.reward.to_dict()}: no part has a weight')
+  for name in c.sample.least:
+    _check_choice('sample.least', name, reward_mix(c))
   _check_level(c)
-  for section in _CHOICES:
+  for section in CHOICES:
     choose(section, c[section])
     for name in asks(section, c):
       _check_choice(
@@ -288,18 +396,19 @@ def check(c: ConfigDict) -> None:
       )
   _check_algorithm(c)
   _check_groups(c)
+  _check_alarms(c)
   for section, knobs in (
     ('optim', c.optim),
     ('pretrain.optim', c.pretrain.optim),
+    ('preference.optim', c.preference.optim),
   ):
     try:
       optim.make(steps=c.steps, **knobs)
     except ValueError as e:
       raise ValueError(f'{section}: {e}') from None
-  if c.model.init and c.pretrain.steps:
+  if not 0 < c.preference.heldout < 1:
     raise ValueError(
-      f'pretrain.steps={c.pretrain.steps} trains random weights, but '
-      f'model.init={c.model.init!r} loads some: one of them must go'
+      f'preference.heldout={c.preference.heldout} is not between 0 and 1'
     )
 
 
@@ -356,6 +465,22 @@ def _check_algorithm(c: ConfigDict) -> None:
       f'reference.every={c.reference.every} refreshes the policy that the KL '
       'looks at, and kl.coef=0 holds none'
     )
+  if c.reference.init and not c.kl.coef:
+    raise ValueError(
+      f'reference.init={c.reference.init!r} is for a KL, and kl.coef=0'
+    )
+  if c.reference.init and c.reference.every:
+    raise ValueError(
+      f'reference.every={c.reference.every} puts the policy in the place of '
+      f'reference.init={c.reference.init!r}: one of them must go'
+    )
+  if c.offload.reference and not c.kl.coef:
+    raise ValueError('offload.reference: kl.coef=0 holds no reference')
+  if c.offload.reference and c.lora.rank:
+    raise ValueError(
+      f'offload.reference: with lora.rank={c.lora.rank} the frozen weights are '
+      'the reference, which the policy needs too'
+    )
   if not 0 < c.reference.rate <= 1:
     raise ValueError(f'reference.rate={c.reference.rate} is not in (0, 1]')
   if not 0 <= c.entropy.low <= c.entropy.high:
@@ -396,6 +521,43 @@ def _check_groups(c: ConfigDict) -> None:
     )
 
 
+def _check_alarms(c: ConfigDict) -> None:
+  known = default().alarms
+  for name, knobs in c.alarms.items():
+    _check_choice('alarms', name, known)
+    if knobs.keys() != known[name].keys():
+      raise ValueError(
+        f'alarms.{name}={knobs.to_dict()} must have '
+        f'{", ".join(known[name])} and nothing else'
+      )
+    _check_choice(f'alarms.{name}.action', knobs.action, ACTIONS)
+    bound = knobs.get('above', knobs.get('below'))
+    if not math.isfinite(bound):
+      raise ValueError(f"alarms.{name}: {bound} is no bound; see action='off'")
+    if knobs.steps < 1:
+      raise ValueError(f'alarms.{name}.steps={knobs.steps} must be at least 1')
+    if knobs.action != 'skip':
+      continue
+    if name not in SKIPPABLE:
+      raise ValueError(
+        f"alarms.{name}.action='skip': the device would have to know of it "
+        f'before it takes the step, as of {", ".join(SKIPPABLE)}'
+      )
+    if knobs.steps > 1:
+      raise ValueError(
+        f"alarms.{name}.steps={knobs.steps} with action='skip': the device "
+        'looks at each step alone, so it must be 1'
+      )
+
+
+def alarms(c: ConfigDict) -> dict[str, dict]:
+  """The knobs of all alarms; the bound of the drift follows the dtype."""
+  found = c.alarms.to_dict()
+  if not found['drift']['above']:
+    found['drift']['above'] = 2.0 if c.model.dtype == 'bfloat16' else 0.02
+  return found
+
+
 def _check_skip(c: ConfigDict) -> None:
   """Groups without advantage may be left out only if nothing needs them."""
   if not c.updates.skip_even:
@@ -422,6 +584,12 @@ def reward_mix(c: ConfigDict) -> dict:
   return asked | c.reward.to_dict()
 
 
+def eval_temperature(c: ConfigDict) -> float:
+  """That of evaluations."""
+  own = c.eval.temperature
+  return c.rollout.temperature if own is None else own
+
+
 def hosted(c: ConfigDict) -> bool:
   """Whether a part of the reward is scored on the host."""
   return any(part.host for part in mix.parse(reward_mix(c)))
@@ -432,8 +600,10 @@ def host_pieces(c: ConfigDict) -> int:
   return c.host.pieces if hosted(c) else 1
 
 
+ACTIONS = ('warn', 'skip', 'stop', 'off')
+SKIPPABLE = ('drift', 'ratio', 'gradient')
 _DTYPES = ('float32', 'bfloat16', 'float64')  # The last to study rounding.
-_CHOICES = {
+CHOICES = {
   'curriculum': curriculum,
   'advantage': advantages,
   'loss': policy,
@@ -456,7 +626,7 @@ def choose(section: str, knobs: ConfigDict) -> tuple[Callable, dict]:
   Raises ValueError for a name or knob that does not exist, listing those that
   do.
   """
-  module, knobs = _CHOICES[section], dict(knobs)
+  module, knobs = CHOICES[section], dict(knobs)
   name = knobs.pop('name', None)
   functions = variants(module)
   _check_choice(f'{section}.name', name, functions)

@@ -1,4 +1,4 @@
-"""Carries a run out: pre-train, evaluate, RL, evaluate.
+"""Carries a run out: pre-train or fine-tune, evaluate, RL, evaluate.
 
   fit(config, workdir) -> summary
 
@@ -6,36 +6,36 @@ A run lives in its workdir alone: started again with the same command it goes on
 from its last checkpoint. README says what it leaves there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
 import itertools
 import json
-import math
 import time
+from types import MappingProxyType
 from typing import Any
 
 from etils import epath
 import jax
 from ml_collections import ConfigDict
-import numpy as np
 import orbax.checkpoint as ocp
 
 from grpo_jax import (
-  batch,
+  alarms,
   build,
   checkpoint,
   counts,
   evaluate,
-  inputs,
   metrics,
   process,
   progress,
+  records,
   sharding,
   train,
 )
-from grpo_jax.types import Rewards, Rollout, TrainState
+from grpo_jax import config as config_lib
+from grpo_jax.types import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,10 @@ class Session:
   """What the parts of a run share."""
 
   run: build.Run
-  steps: train.Steps
+  steps: Any  # train.Steps or train.Preference.
   manager: ocp.CheckpointManager
   writer: metrics.Writer
+  watch: alarms.Watch
   stop: process.Stop
   trace: metrics.Trace
 
@@ -70,7 +71,8 @@ def fit(
     ValueError, FileNotFoundError: in one line, before anything is compiled.
   """
   begun = time.monotonic()
-  progress.console.quiet = not process.is_lead()
+  if not process.is_lead():
+    progress.console.quiet = True
   if jax.process_count() > 1:
     progress.say(
       f'{jax.process_count()} processes, {jax.device_count()} devices'
@@ -86,23 +88,27 @@ def fit(
         steps = train.compile_steps(run)
         stack.callback(steps.close)
         process.wait('compiled')  # A collective would not wait as long.
-      _check_best(run, steps.metrics)
+      evaluated = evaluate.METRICS if config.eval.every else ()
+      _check_best(run, [*steps.metrics, *evaluated])
       manager = checkpoint.open_manager(
         run.workdir / 'checkpoints',
         config.checkpoint.keep,
         config.checkpoint.best,
       )
       state = resume(run, manager)
+      step = int(state.step)
+      lines = metrics.read(run.workdir / 'metrics.jsonl', step)
+      watch = alarms.Watch(config_lib.alarms(config), lines)
       folder = run.workdir if process.is_lead() else None
       writer = metrics.Writer(
-        folder, int(state.step), begun, functools.partial(_utilisation, run)
+        folder, step, begun, functools.partial(_utilisation, run)
       )
       try:
-        left = config.pretrain.steps + config.steps - int(state.step)
+        left = config.pretrain.steps + config.steps - step
         trace = metrics.Trace(
           run.workdir / 'profile' if profile else None, min(left, config.steps)
         )
-        session = Session(run, steps, manager, writer, stop, trace)
+        session = Session(run, steps, manager, writer, watch, stop, trace)
         summary = _carry_out(session, state)
         manager.close()  # Waits for the last checkpoint, and for the others.
         return summary
@@ -122,7 +128,7 @@ def resume(run: build.Run, manager: ocp.CheckpointManager) -> TrainState:
 
 def _check_best(run: build.Run, known: Sequence[str]) -> None:
   name = run.config.checkpoint.best
-  if name and name not in known:
+  if name and name not in known and run.config.steps:
     if process.is_lead():  # Or the workdir would refuse the right name.
       checkpoint.disown(run.workdir)
     raise ValueError(
@@ -144,31 +150,38 @@ def _carry_out(s: Session, state: TrainState) -> dict[str, Any] | None:
     more = (build.own_batch(run, rows_P) for rows_P in others)
     return s.steps.iterate(state, *build.own_batch(run, first), more)
 
-  state, stopped = _loop(s, 'pre-training', pretrain, state, 0, begin)
+  kind = 'fine-tuning' if c.model.init else 'pre-training'
+  state, stopped = loop(s, kind, pretrain, state, 0, begin)
   if stopped:
-    return _stopped(s, state)
-  _evaluate(s, 'before', state)
-  if int(state.step) == begin:
-    state = s.steps.start_rl(state)
-  state, stopped = _loop(s, 'RL', improve, state, begin, end)
-  s.trace.close(state)
-  if stopped:
-    return _stopped(s, state)
+    say_stopped(s, state)
+    return None
+  if c.steps:
+    _evaluate(s, 'before', state)
+    if int(state.step) == begin:
+      state = s.steps.start_rl(state)
+    state, stopped = loop(s, 'RL', improve, state, begin, end, c.eval.every)
+    s.trace.close(state)
+    if stopped:
+      say_stopped(s, state)
+      return None
   _evaluate(s, 'after', state)
   # A summary says that all is done: the last checkpoint has to be there.
   s.manager.wait_until_finished()
   return _conclude(run, s.writer.elapsed())
 
 
-def _loop(
+def loop(
   s: Session,
   name: str,
   one_step: Callable[[TrainState, int], tuple[TrainState, train.News]],
   state: TrainState,
   first: int,
   last: int,
+  evaluate_every: int = 0,
 ) -> tuple[TrainState, bool]:
   """Steps first to last, or what is left of them; saves at the end.
+
+  Every so many steps, and at the last, held-out problems are evaluated.
 
   Returns the state, and whether the run was asked to stop.
   """
@@ -188,62 +201,81 @@ def _loop(
         advance(step - 1 - first, note=note)
       late = news
       end = step == last or bool(asked)
-      if end or step % s.run.config.checkpoint.every == 0:
+      best = s.run.config.checkpoint.best
+      evaluated = {}
+      if evaluate_every and (
+        step == last or (step - first) % evaluate_every == 0
+      ):
+        evaluated = _evaluated(s, state, news, step == last)
+      due = end or step % s.run.config.checkpoint.every == 0
+      if due or evaluated:
         # What a checkpoint has behind it is written down before it.
-        numbers, note = _record(s, step, late)
+        numbers, note = _record(s, step, late, evaluated)
         advance(step - first, note=note)
+        late = None
+      if due or best in evaluated:
         s.writer.flush()
-        best = s.run.config.checkpoint.best
         score = {best: numbers[best]} if best in numbers else None
         checkpoint.save(s.manager, state, score)
-        late = None
       if end:
         break
   return state, bool(asked)
 
 
-def _record(s: Session, step: int, news: train.News) -> tuple[dict, str]:
+def _evaluated(
+  s: Session, state: TrainState, news: train.News, last: bool
+) -> dict[str, float]:
+  """Metrics of held-out problems, and the time that they took."""
+  jax.block_until_ready(news.metrics)  # The step itself is not part of it.
+  begun = time.monotonic()
+  result = _sample(s, state)
+  if last:
+    _keep(s, 'after', result)
+  numbers = evaluate.measure(result)
+  return numbers | {'time/evaluation': time.monotonic() - begun}
+
+
+def _record(
+  s: Session,
+  step: int,
+  news: train.News,
+  evaluated: Mapping[str, float] = MappingProxyType({}),
+) -> tuple[dict, str]:
   """Writes a step down; returns its numbers, and a line for the bar."""
   rollout, rewards, numbers, failures = news
-  numbers = s.writer.step(step, numbers, rollout)
+  numbers = s.writer.step(step, numbers, rollout, evaluated)
   s.writer.failures(step, failures)
+  _sound(s, s.watch(step, numbers))
   if (
     numbers.get('update/skipped_in_a_row', 0)
     >= s.run.config.updates.max_skipped
   ):
-    _give_up(s.run, step, rollout, rewards)
+    records.give_up(s.run, step, *sharding.to_host((rollout, rewards)))
   if rollout is None:
     note = f'loss {numbers["loss"]:.3f}  {numbers["time/step"]:.2f} s/step'
     return numbers, note
   if step % s.run.config.log.completions_every == 0:
     rollout, rewards = sharding.to_host((rollout, rewards))
-    s.writer.completions(_completions(s.run, step, rollout, rewards))
+    s.writer.completions(records.completions(s.run, step, rollout, rewards))
   note = (
     f'reward {numbers["reward/mean"]:.2f}  '
     f'length {numbers["rollout/length"]:.0f}  '
     f'{numbers["time/step"]:.2f} s/step  '
     f'{numbers["time/tokens_per_second"]:,.0f} tokens/s'
   )
+  if evaluated:
+    note += f'  held-out {numbers["eval/accuracy"]:.1%}'
   return numbers, note
 
 
-def _give_up(run: build.Run, step: int, rollout: Rollout, rewards: Rewards):
-  """Saves the batch whose gradient is not finite, and ends the run."""
-  path = run.workdir / f'not_finite_{step}.npz'
-  rollout, rewards = sharding.to_host((rollout, rewards))
-  if process.is_lead():
-    leaves = jax.tree_util.tree_leaves_with_path((rollout, rewards))
-    names = [
-      jax.tree_util.keystr(at[1:], simple=True, separator='.')
-      for at, _ in leaves
-    ]
-    with path.open('wb') as file:
-      np.savez(file, **dict(zip(names, (x for _, x in leaves), strict=True)))
-  raise FloatingPointError(
-    f'step {step}: {run.config.updates.max_skipped} optimizer steps in a row '
-    f'(updates.max_skipped) had a loss or gradient that is not finite; none '
-    f'was taken, and the batch is in {path}'
-  )
+def _sound(s: Session, found: Sequence[alarms.Alarm]) -> None:
+  """Says alarms and writes them down; carries out what they ask for."""
+  s.writer.alarms(found)
+  for alarm in found:
+    progress.say(f'alarm, step {alarm.step}, {alarm.name}: {alarm.sentence}')
+    if alarm.action == 'stop':  # As a signal would; all processes agree on it.
+      s.stop.asked = True
+      s.stop.reason = f' by the alarm {alarm.name}'
 
 
 def _utilisation(run: build.Run, numbers: dict[str, float]) -> dict[str, float]:
@@ -251,7 +283,7 @@ def _utilisation(run: build.Run, numbers: dict[str, float]) -> dict[str, float]:
   c = run.config
   return counts.utilisation(
     run.model,
-    run.mesh.devices.flatten(),
+    list(run.mesh.devices.flat),
     numbers,
     dtype=c.model.dtype,
     seconds=numbers['time/step'],
@@ -262,65 +294,29 @@ def _utilisation(run: build.Run, numbers: dict[str, float]) -> dict[str, float]:
   )
 
 
-def _completions(run, step: int, rollout: Rollout, rewards: Rewards):
-  """Rows for completions.jsonl: the groups of the step's first prompts."""
-  c = run.config
-  advantages_PG = _advantages(run, rollout, rewards)
-  rows_P = rollout.prompts.rows_P[: c.log.prompts]
-  for p, example in enumerate(run.dataset.read('train', rows_P)):
-    for g in range(c.rollout.group_size):
-      length = rollout.lengths_PG[p, g]
-      parts = {k: _or_none(v[p, g]) for k, v in rewards.parts.items()}
-      yield {
-        'step': step,
-        'prompt': example.prompt,
-        'answer': example.answer,
-        'sample': g,
-        'text': run.tokenizer.decode(rollout.tokens_PGT[p, g, :length]),
-        'length': int(length),
-        'ended': bool(rollout.ended_PG[p, g]),
-        'reward': _or_none(rewards.total_PG[p, g]),
-        'reward_parts': parts,
-        'advantage': _or_none(advantages_PG[p, g]),
-      }
-
-
-def _advantages(run: build.Run, rollout: Rollout, rewards: Rewards):
-  """Of completions; NaN where only the update itself can tell.
-
-  The KL in a reward, which it knows too, is left out.
-  """
-  advantage = build.choose('advantage', run.config)
-  wants = inputs.asks(advantage)
-  if {'logps_PGT', 'squares_PGT', 'correction_PGT'}.intersection(wants):
-    return np.full(rewards.total_PG.shape, np.nan)
-  rollout, rewards, more = batch.part_greedy(wants, rollout, rewards)
-  found_PGT = batch.compare(advantage, rollout, rewards, **more)
-  mask_PGT = rollout.actions_PGT
-  lengths_PG = np.maximum(np.sum(mask_PGT, axis=-1), 1)
-  return np.sum(np.where(mask_PGT, found_PGT, 0.0), axis=-1) / lengths_PG
-
-
-def _or_none(score) -> float | None:
-  """JSON has no NaN."""
-  return None if math.isnan(score) else float(score)
-
-
 def _evaluate(s: Session, name: str, state: TrainState) -> None:
   """Held-out problems; a run that goes on keeps what it found before."""
-  path = _evaluation(s.run, name)
-  if path.exists():
+  if _evaluation(s.run, name).exists():
     return
-  with progress.doing(f'evaluation {name} RL'):
-    result = evaluate.evaluate(
-      s.steps.sample,
-      state.params,
-      build.eval_batches(s.run),
-      s.run.config.seed + 1,  # Not the dice of training.
-      s.run.tokenizer.decode,
-      s.run.config.eval.right,
-      s.run.config.eval.reasoned,
-    )
+  when = f' {name} RL' if s.run.config.steps else ''
+  with progress.doing(f'evaluation{when}'):
+    _keep(s, name, _sample(s, state))
+
+
+def _sample(s: Session, state: TrainState) -> evaluate.Evaluation:
+  return evaluate.evaluate(
+    s.steps.sample,
+    state.params,
+    build.eval_batches(s.run),
+    s.run.config.seed + 1,  # Not the dice of training.
+    s.run.tokenizer.decode,
+    s.run.config.eval.right,
+    s.run.config.eval.reasoned,
+  )
+
+
+def _keep(s: Session, name: str, result: evaluate.Evaluation) -> None:
+  path = _evaluation(s.run, name)
   if process.is_lead():
     path.parent.mkdir(exist_ok=True)
     evaluate.save(result, path)
@@ -331,31 +327,32 @@ def _evaluation(run: build.Run, name: str) -> epath.Path:
   return run.workdir / 'evaluations' / f'{name}.json'
 
 
-def _stopped(s: Session, state: TrainState) -> None:
+def say_stopped(s: Session, state: TrainState) -> None:
   s.manager.wait_until_finished()
   progress.say(
-    f'stopped and saved at step {int(state.step)}: the same command goes on '
-    'from here'
+    f'stopped{s.stop.reason} and saved at step {int(state.step)}: the same '
+    'command goes on from here'
   )
 
 
 def _conclude(run: build.Run, seconds: float | None = None) -> dict[str, Any]:
   """The table, three completions and summary.json."""
-  before, after = (
-    evaluate.load(_evaluation(run, name)) for name in ('before', 'after')
-  )
+  names = ('before', 'after') if run.config.steps else ('after',)
+  found = {name: evaluate.load(_evaluation(run, name)) for name in names}
+  after = found['after']
   path = run.workdir / 'summary.json'
   if seconds is None:
     seconds = json.loads(path.read_text())['seconds']
   summary = {'seed': run.config.seed, 'seconds': seconds}
-  for when, result in (('before', before), ('after', after)):
+  for when, result in found.items():
     for name, value in evaluate.summarize(result).items():
       summary[f'{name}_{when}'] = value
-  summary |= evaluate.gain(before, after)
+  if 'before' in found:
+    summary |= evaluate.gain(found['before'], after)
   if process.is_lead():
     process.write(path, json.dumps(summary, indent=2) + '\n')
 
-  progress.before_and_after(summary)
+  progress.before_and_after(summary, names)
   shown = zip(build.heldout(run), after.texts, after.correct_NG, strict=True)
   for example, text, correct_G in itertools.islice(shown, 3):
     right = correct_G[0] == 1

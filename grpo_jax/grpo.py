@@ -23,16 +23,18 @@ T completion length, D width.
 
 from collections.abc import Callable
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from grpo_jax import advantages, groups, sampling
+from grpo_jax import advantages, groups, models, sampling
 from grpo_jax.batch import Batch, join, prepare, split
 from grpo_jax.inputs import asks, fill
 from grpo_jax.likelihood import likelihood
 from grpo_jax.losses import aggregate as aggregate_lib
+from grpo_jax.losses import control
 from grpo_jax.losses import kl as kl_lib
 from grpo_jax.losses import policy as policy_lib
 from grpo_jax.metrics import Metrics
@@ -55,11 +57,12 @@ def grpo_update(
   kl: Callable = kl_lib.k3,
   kl_coef: float = 0.0,
   kl_where: str = 'loss',
-  kl_control: Callable | None = None,
+  kl_control: Callable = control.stay,
   refresh: Callable | None = None,
+  reference_model: Model | None = None,
   entropy_coef: float = 0.0,
-  entropy_control: Callable | None = None,
-  entropy_gate: Callable | None = None,
+  entropy_control: Callable = control.stay,
+  entropy_gate: Callable = control.stay,
   measure_entropy: bool = False,
   temperature: float = 1.0,
   passes: int = 1,
@@ -67,6 +70,9 @@ def grpo_update(
   microbatches: int = 1,
   skip_even: bool = False,
   head_chunk: int = 4096,
+  max_grad_norm: float = math.inf,
+  max_log_ratio: float = math.inf,
+  max_drift: float = math.inf,
 ) -> tuple[TrainState, Metrics]:
   """Moves the policy towards the completions that beat their group.
 
@@ -74,8 +80,8 @@ def grpo_update(
   a KL term (arxiv.org/abs/2503.14476). The old policy is the one that sampled:
   its log-probabilities come with the rollout.
 
-  An optimizer step whose loss or gradient is not finite is left out and
-  counted (`state.skipped`, in a row).
+  An optimizer step whose loss or gradient is not finite, or beyond one of the
+  bounds, is left out and counted (`state.skipped`, in a row).
 
   Args:
     state: parameters, optimizer state and, for a KL term, the reference.
@@ -98,6 +104,9 @@ def grpo_update(
     kl_control: (coef, kl) -> coef of the next step; then `state.coefs['kl']`
       is in the place of `kl_coef`.
     refresh: (step, reference, params) -> reference of the next step.
+    reference_model: what `state.reference` are the parameters of, where that is
+      not the policy's own model but a teacher's; with k1_plus this is on-policy
+      distillation (arxiv.org/abs/2306.13649).
     entropy_coef: weight of the policy's entropy, which is made large.
     entropy_control: (coef, entropy) -> coef, of `state.coefs['entropy']`.
     entropy_gate: (coef, entropy) -> weight, with the entropy of the update
@@ -113,12 +122,15 @@ def grpo_update(
       denominators, and the loss's statistics count them as zeros. Only for a
       loss that is zero where the advantage is.
     head_chunk: tokens whose logits exist at one time.
+    max_grad_norm: greatest norm, before clipping, of a gradient that is taken.
+    max_log_ratio: greatest |log-ratio| to the sampler, nats, of any token.
+    max_drift: the same before the first step; beyond it none is taken.
   """
-  measure = functools.partial(
-    likelihood,
-    model=model,
-    temperature=temperature,
-    head_chunk=head_chunk,
+  measure, teacher = (
+    functools.partial(
+      likelihood, model=m, temperature=temperature, head_chunk=head_chunk
+    )
+    for m in (model, reference_model or model)
   )
   coefs = {'kl': kl_coef} | state.coefs
   has_kl = bool(kl_coef) or 'kl' in state.coefs
@@ -130,13 +142,23 @@ def grpo_update(
   has_bonus = bool(entropy_coef) or 'entropy' in state.coefs
   has_entropy = has_bonus or measure_entropy
 
+  trained, frozen = models.partition(model, state.params)
+
   def survey(params: Params, rollout: Rollout, pieces: int, **more):
     """The statistics of all tokens, without gradients."""
 
     def one(piece):
-      return measure(params, piece, **more)
+      return measure(models.join(params, frozen), piece, **more)
 
     return join(jax.lax.map(one, split(rollout, pieces)))
+
+  pieces = minibatches * microbatches
+
+  def refer(rollout: Rollout):
+    if reference_model is None:
+      return survey(state.reference, rollout, pieces)
+    look = functools.partial(teacher, state.reference)
+    return join(jax.lax.map(look, split(rollout, pieces)))
 
   batch, metrics = prepare(
     state,
@@ -146,11 +168,13 @@ def grpo_update(
     off_policy=off_policy,
     reference_kl=kl if has_kl else None,
     penalty=coefs['kl'] if has_kl and kl_where == 'reward' else None,
-    survey=functools.partial(survey, pieces=minibatches * microbatches),
+    survey=functools.partial(survey, pieces=pieces),
+    refer=refer,
   )
 
-  def loss(params: Params, batch: Batch):
+  def loss(trained: Params, batch: Batch):
     mask_PGT = batch.rollout.actions_PGT
+    params = models.join(trained, frozen)
     now = measure(params, batch.rollout, entropy=has_entropy)
     logps_PGT, old_logps_PGT = now.logps_PGT, batch.old_logps_PGT
     given = {
@@ -179,14 +203,14 @@ def grpo_update(
       for name, x in stats.items()
     }
     if has_bonus:
-      bonus_PGT = batch.bonus_PGT * now.entropies_PGT
+      bonus_PGT = stats['entropy'] * batch.bonus_PGT
       value -= bonus * jnp.sum(jnp.where(mask_PGT, bonus_PGT, 0.0))
     drift_PGT = jnp.abs(logps_PGT - batch.rollout.logps_PGT)
     drift = jnp.max(jnp.where(mask_PGT, drift_PGT, 0.0))
     return value, (jax.lax.stop_gradient(means), drift)
 
   def minibatch_step(carry, batch: Batch):
-    params, opt_state, in_a_row = carry
+    trained, opt_state, in_a_row, first = carry
     mask_PGT = batch.rollout.actions_PGT.astype(jnp.float32)
     # Denominators are of the whole minibatch, before it is cut into pieces.
     batch = batch.replace(
@@ -194,7 +218,7 @@ def grpo_update(
       share_PGT=aggregate_lib.token_mean(mask_PGT),
     )
     if select is not None:
-      look = functools.partial(survey, params, pieces=microbatches)
+      look = functools.partial(survey, trained, pieces=microbatches)
       batch = batch.replace(selected_PGT=_select(select, batch, look, state))
     if has_bonus:
       # Of the tokens that count, as in TRL.
@@ -202,33 +226,38 @@ def grpo_update(
       batch = batch.replace(bonus_PGT=aggregate_lib.token_mean(kept_PGT))
     gradient = jax.value_and_grad(loss, has_aux=True)
     (value, (means, drift)), grads = _summed(
-      gradient, params, batch, microbatches, skip_even
+      gradient, trained, batch, microbatches, skip_even
     )
     norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    updates, next_opt_state = optimizer.update(grads, opt_state, params)
-    moved = optax.apply_updates(params, updates), next_opt_state
-    stays = params, opt_state
+    # Before the first step the policy is the one that sampled.
+    first = jnp.where(jnp.isnan(first), drift.astype(first.dtype), first)
+    beyond = (norm > max_grad_norm) | (drift > max_log_ratio)
+    beyond |= first > max_drift
+    taken = jnp.isfinite(value) & jnp.isfinite(norm) & ~beyond
+    updates, next_opt_state = optimizer.update(grads, opt_state, trained)
+    moved = optax.apply_updates(trained, updates), next_opt_state
+    stays = trained, opt_state
     carry = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old), moved, stays
+      lambda new, old: jnp.where(taken, new, old), moved, stays
     )
-    carry = *carry, jnp.where(finite, 0, in_a_row + 1)
-    numbers = {'loss': value, 'grad_norm': norm, 'skipped': 1.0 - finite}
+    carry = *carry, jnp.where(taken, 0, in_a_row + 1), first
+    numbers = {'loss': value, 'grad_norm': norm, 'skipped': 1.0 - taken}
     return carry, (means | numbers, drift)
 
   def one_pass(carry, _):
     return jax.lax.scan(minibatch_step, carry, split(batch, minibatches))
 
-  carry = (state.params, state.opt_state, state.skipped)
+  carry = (trained, state.opt_state, state.skipped, jnp.float32(jnp.nan))
   carry, (stats, drifts) = jax.lax.scan(one_pass, carry, length=passes)
-  params, opt_state, in_a_row = carry
-  skipped = jnp.sum(stats.pop('skipped'))
+  trained, opt_state, in_a_row, first = carry
+  skipped, norm_max = jnp.sum(stats.pop('skipped')), jnp.max(stats['grad_norm'])
   stats = {name: jnp.mean(x) for name, x in stats.items()}
   metrics |= {
     'loss': stats.pop('loss'),
     'grad_norm': stats.pop('grad_norm'),
-    # Before the first step the policy is the one that sampled.
-    'rollout/logp_drift': drifts[0, 0],
+    'grad_norm_max': norm_max,
+    'rollout/logp_drift': first,
+    'policy/log_ratio_max': jnp.max(drifts),
     'update/skipped': skipped,
     'update/skipped_in_a_row': in_a_row.astype(jnp.float32),
   }
@@ -245,11 +274,11 @@ def grpo_update(
   metrics |= {f'policy/{name}': value for name, value in stats.items()}
   reference = state.reference
   if refresh is not None and reference is not None:
-    reference = refresh(state.step + 1, reference, params)
+    reference = refresh(state.step + 1, reference, trained)
   state = state.replace(
     step=state.step + 1,
     cursor=state.cursor + rollout.tokens_PGT.shape[0],
-    params=params,
+    params=models.join(trained, frozen),
     opt_state=opt_state,
     reference=reference,
     coefs=next_coefs,

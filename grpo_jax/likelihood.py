@@ -19,8 +19,7 @@ from grpo_jax.rollout import prefill
 from grpo_jax.types import ModelInputs, Params, Rollout
 
 
-@struct.dataclass
-class Likelihood:
+class Likelihood(struct.PyTreeNode):
   """Of the policy's distribution at each token; float32, with gradients."""
 
   logps_PGT: jax.Array  # log p of the token itself, nats.

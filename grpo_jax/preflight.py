@@ -10,7 +10,7 @@ it in `Findings`, and say there what it means and what to try.
 Dimension key: P prompts, G completions of each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import tempfile
 
@@ -22,7 +22,8 @@ import rich.table
 
 from grpo_jax import build, checkpoint, fit, progress, sharding, train
 from grpo_jax import config as config_lib
-from grpo_jax.rewards import mix
+from grpo_jax.rewards import host, mix
+from grpo_jax.types import Rewards, Rollout
 
 _BINS = 8  # Of a histogram.
 
@@ -58,8 +59,10 @@ def preflight(config: ConfigDict, workdir: str | None = None) -> Findings:
     ValueError, FileNotFoundError: as the run itself would.
   """
   with tempfile.TemporaryDirectory() as scratch:
-    begun = workdir and (epath.Path(workdir) / 'config.json').exists()
-    run = build.build(config, workdir if begun else scratch)
+    begun = None
+    if workdir and (epath.Path(workdir) / 'config.json').exists():
+      begun = workdir
+    run = build.build(config, begun or scratch)
     with jax.set_mesh(run.mesh):
       state = train.start(run)
       if begun:
@@ -72,20 +75,25 @@ def preflight(config: ConfigDict, workdir: str | None = None) -> Findings:
       with progress.doing('compile and sample'):
         news = train.next_batch(run, state)
         rollout, rewards = sharding.to_host((news.rollout, news.rewards))
-        news = news._replace(rollout=rollout, rewards=rewards)
-    found = measure(run, int(state.step), news)
+    found = measure(run, int(state.step), rollout, rewards, news.failures)
     _show(found)
-    _examples(run, news)
+    _examples(run, rollout, rewards)
     for line in warnings(found) or ['Nothing here speaks against the run.']:
       progress.say(f'- {line}')
   return found
 
 
-def measure(run: build.Run, step: int, news: train.News) -> Findings:
-  """Turns a batch into numbers."""
-  c, rolled = run.config, news.rollout
+def measure(
+  run: build.Run,
+  step: int,
+  rolled: Rollout,
+  rewards: Rewards,
+  failures: Sequence[host.Failure],
+) -> Findings:
+  """Turns a batch, as NumPy arrays, into numbers."""
+  c = run.config
   parts = mix.parse(config_lib.reward_mix(c))
-  kinds = [f'{x.part} {x.kind}' for x in news.failures]
+  kinds = [f'{x.part} {x.kind}' for x in failures]
   return Findings(
     step=step,
     untrained=not c.model.init and step == 0,
@@ -96,9 +104,9 @@ def measure(run: build.Run, step: int, news: train.News) -> Findings:
     ended_PG=rolled.ended_PG,
     max_tokens=c.rollout.max_tokens,
     repeats_PG=_repeats(rolled.tokens_PGT, rolled.lengths_PG),
-    parts=news.rewards.parts,
+    parts=rewards.parts,
     weights={part.name: part.weight for part in parts},
-    total_PG=news.rewards.total_PG,
+    total_PG=rewards.total_PG,
     failures={kind: kinds.count(kind) for kind in sorted(set(kinds))},
   )
 
@@ -193,8 +201,9 @@ def _show(f: Findings) -> None:
   table = rich.table.Table(
     title=f'{P} prompts, {G} completions of each', title_justify='left'
   )
-  for heading in ('reward', 'weight', 'mean', 'groups without spread'):
-    table.add_column(heading, justify='right' if heading != 'reward' else None)
+  table.add_column('reward')
+  for heading in ('weight', 'mean', 'groups without spread'):
+    table.add_column(heading, justify='right')
   table.add_column('least')
   table.add_column('histogram')
   table.add_column('greatest')
@@ -232,18 +241,17 @@ def _bars(scores: np.ndarray) -> str:
   return ''.join(steps[height] for height in heights)
 
 
-def _examples(run: build.Run, news: train.News) -> None:
+def _examples(run: build.Run, rolled: Rollout, rewards: Rewards) -> None:
   """The best and the worst completion, of two prompts, as the model wrote."""
-  rolled, total_PG = news.rollout, news.rewards.total_PG
-  rows_P = rolled.prompts.rows_P[:2]
-  for p, example in enumerate(run.dataset.read('train', rows_P)):
-    score_G = np.nan_to_num(total_PG[p], nan=-np.inf)
+  rows_P = rolled.prompts.rows_P
+  assert rows_P is not None
+  for p, example in enumerate(run.dataset.read('train', rows_P[:2])):
+    score_G = np.nan_to_num(rewards.total_PG[p], nan=-np.inf)
     g = int(score_G.argmax() if p == 0 else score_G.argmin())
     length = rolled.lengths_PG[p, g]
     prompt_ids = rolled.prompts.tokens_PL[p, : rolled.prompts.lengths_P[p]]
     parts = ', '.join(
-      f'{name} {score_PG[p, g]:g}'
-      for name, score_PG in news.rewards.parts.items()
+      f'{name} {score_PG[p, g]:g}' for name, score_PG in rewards.parts.items()
     )
     progress.say(f'\n[{"best" if p == 0 else "worst"} of its group; {parts}]')
     progress.say(f'prompt: {run.tokenizer.decode(prompt_ids.tolist())}')

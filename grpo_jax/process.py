@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from etils import epath
 import jax
@@ -178,7 +178,7 @@ def _on_abort(line: str) -> int | None:
   return _libc().signal(signal.SIGABRT, address)
 
 
-_handlers = []  # C does not keep them alive.
+_handlers: list[Any] = []  # C does not keep them alive.
 
 
 @contextlib.contextmanager
@@ -195,7 +195,7 @@ def _muted() -> Iterator[None]:
 
 def _keep_stdout() -> None:
   """Leaves it to Python: Gloo tells of every connection there."""
-  if sys.stdout is sys.__stdout__:
+  if sys.stdout is sys.__stdout__ and sys.stdout:
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), 'w', 1, sys.stdout.encoding)
     _to_null(1)
@@ -266,6 +266,7 @@ class Stop:
 
   def __init__(self):
     self.asked = False
+    self.reason = ''  # Unless it is a signal.
 
   def __bool__(self) -> bool:
     return self.asked

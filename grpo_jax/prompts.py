@@ -3,7 +3,8 @@
 chat(question) -> turns         instruction and worked examples come first
 to_ids(question) -> ids         through the chat template, or one of our own
 encode(examples) -> Prompts
-document(example) -> ids        prompt, completion and the token that ends it
+answered(example) -> texts      prompt, and what a good model would say
+document(prompt, completion) -> ids, with the token that ends it
 
 A template is chosen by `c.data.template`: '' for the chat template of the
 tokenizer alone, a name of PLAIN for base models (the whole text, past the chat
@@ -194,13 +195,11 @@ def reasons(example: Example, share: float) -> bool:
   return example.id < share * 2**32
 
 
-def document(
-  example: Example, tokenizer, reasoned_share: float, template: str = ''
-) -> list[int]:
-  """Token ids of prompt, completion and stop token.
+def answered(example: Example, reasoned_share: float) -> tuple[str, str]:
+  """The problem, and what a model should say to it.
 
-  Both parts are encoded apart, as they meet in RL. Raises ValueError if it is
-  to work the answer out and the dataset does not say how.
+  Raises ValueError if it is to work the answer out and the dataset does not say
+  how.
   """
   reasoned = reasons(example, reasoned_share)
   if reasoned and not example.reasoning:
@@ -208,6 +207,15 @@ def document(
       f'pretrain.reasoned={reasoned_share} needs a dataset with reasoning, '
       f'and there is none for {example.prompt[:60]!r}: set it to 0'
     )
-  text = completion(example, reasoned)
-  prompt_ids = to_ids(example.prompt, tokenizer, template)
-  return prompt_ids + tokenizer.encode(text) + [tokenizer.eos_ids[0]]
+  return example.prompt, completion(example, reasoned)
+
+
+def document(
+  prompt: str, completion: str, to_ids: Callable[[str], list[int]], tokenizer
+) -> list[int]:
+  """Token ids of prompt, completion and stop token.
+
+  Both parts are encoded apart, as they meet in RL.
+  """
+  ids = to_ids(prompt) + tokenizer.encode(completion)
+  return ids + [tokenizer.eos_ids[0]]

@@ -142,9 +142,8 @@ def cispo() -> dict:
     loss=dict(name='cispo', clip_low=10.0, clip_high=0.2),
     aggregate=dict(name='token_mean'),  # Sec. 3.1: over a group's tokens in
     # the paper's equation, over the batch's in verl and TRL.
-    # Both of sec. 3.1, unchecked: 'after DAPO', and 16 rounds of updates.
-    dynamic=dict(batches=10),
-    updates=dict(minibatches=16),
+    dynamic=dict(batches=10),  # Sec. 3.1, 'as DAPO'; bound as in dapo.
+    updates=dict(minibatches=16),  # Sec. 3.1: 16 rounds of updates per batch.
   )
 
 
@@ -344,11 +343,12 @@ def dppo() -> dict:
 def clip_cov() -> dict:
   """Clip-Cov: drops tokens that collapse the entropy (2505.22617, sec. 4).
 
-  Share and bounds are the defaults of verl and SkyRL.
+  Share and bounds are the defaults of verl and SkyRL, the rest is that of the
+  authors' script for 7B, verl's recipe/entropy/7b_clip_cov.sh.
   """
   return dict(
     advantage=dict(name='grpo'),
-    # With bounds of 1 the selection clips alone, as in the authors' script.
+    # With bounds of 1 the selection clips alone.
     loss=dict(name='ppo_clip', clip_low=1.0, clip_high=1.0),
     select=dict(
       name='clip_cov',
@@ -359,22 +359,26 @@ def clip_cov() -> dict:
       clip_high=1.0,
     ),
     aggregate=dict(name='token_mean'),
-    updates=dict(minibatches=8),  # 256 by 32 prompts; unchecked.
+    dynamic=dict(batches=10),
+    updates=dict(minibatches=8),  # 256 by 32 prompts.
+    scale=_scale(prompts=256, group_size=8, max_tokens=8192, lr=1e-6),
   )
 
 
 def kl_cov() -> dict:
   """KL-Cov: holds tokens that collapse the entropy (2505.22617, sec. 4).
 
-  Share and coefficient of the authors' script for 7B in verl's recipe/entropy;
-  verl's YAML has 2e-4 and 0.1.
+  All of the authors' script for 7B, verl's recipe/entropy/7b_kl_cov.sh; share
+  and coefficient are 2e-4 and 0.1 in verl's YAML.
   """
   return dict(
     advantage=dict(name='grpo'),
     loss=dict(name='kl_cov', coef=1.0),
     select=dict(name='top_covariance', share=0.002),
     aggregate=dict(name='token_mean'),
-    updates=dict(minibatches=8),  # As clip_cov.
+    dynamic=dict(batches=10),
+    updates=dict(minibatches=8),  # 256 by 32 prompts.
+    scale=_scale(prompts=256, group_size=8, max_tokens=8192, lr=1e-6),
   )
 
 
@@ -389,7 +393,8 @@ def high_entropy() -> dict:
 def m2po() -> dict:
   """M2PO: masks tokens until log-ratios are small (arxiv.org/abs/2510.01161).
 
-  The threshold is the paper's, unchecked. AReaL has it as actor.m2_threshold.
+  The threshold is the paper's, by Trinity-RFT's examples/m2po_gsm8k; AReaL has
+  it as actor.m2_threshold.
   """
   return dict(
     advantage=dict(name='grpo'),
@@ -432,8 +437,8 @@ def intellect_2() -> dict:
   """INTELLECT-2: a bound on the other side too (arxiv.org/abs/2505.07291).
 
   Clip, KL, group size and learning rate are those of sec. 4.1, by TRL's index;
-  entropy, batch and minibatches too, unchecked. It trains on samples that are
-  some steps old; ours are fresh.
+  entropy and prompts too, unchecked. It trains on samples that are some steps
+  old; ours are fresh.
   """
   return dict(
     advantage=dict(name='grpo'),
@@ -442,7 +447,8 @@ def intellect_2() -> dict:
     kl=dict(name='k3', coef=0.001),
     entropy=dict(coef=1e-4),
     dynamic=dict(batches=10),  # 'Until the batch is full'; bound as in dapo.
-    updates=dict(minibatches=8),  # 256 x 16 completions by 512.
+    # 256 x 16 completions by 512: prime-rl's intellect2_qwen_distill.toml.
+    updates=dict(minibatches=8),
     scale=_scale(prompts=256, group_size=16, lr=3e-7),
   )
 

@@ -1,6 +1,7 @@
 """Rollout: sample a group of completions for each prompt.
 
   rollout(params, prompts, key, model=..., group_size=8, ...) -> Rollout
+  begin(params, prompts, key, ...), advance(fixed, loop, ...)   its two halves
 
 A prompt is computed once (prefill on P prompts); its G completions read the
 same keys and values. All rows decode in lockstep until each has ended or
@@ -12,6 +13,9 @@ Dimension key: P prompts, G completions each, B = P*G rows, L prompt length,
 T completion length, D width, V vocabulary.
 """
 
+from typing import Any
+
+from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -32,6 +36,7 @@ def rollout(
   stop_ids: tuple[int, ...],
   temperature: float = 1.0,
   greedy: bool = False,
+  top_p: float = 1.0,
 ) -> Rollout:
   """Samples `group_size` completions of each prompt.
 
@@ -47,59 +52,29 @@ def rollout(
     temperature: divides the logits; 0 takes the most probable token.
     greedy: makes one more of each prompt, the last of its group, that always
       takes the most probable token.
+    top_p: see sampling.nucleus; 1 is for training.
   """
   P, G, T = prompts.tokens_PL.shape[0], group_size + greedy, max_tokens
-  B = P * G
-  hidden_PD, cache = prefill(params, prompts, model, G, T)
-  head_DV = model.head(params)
-  lengths_B = jnp.repeat(prompts.lengths_P, G)
-  prompt_ids_B = jnp.repeat(prompts.ids_P, G)
-  sample_ids_B = jnp.tile(jnp.arange(G), P)
-  greedy_B = sample_ids_B == G - 1 if greedy else None
-  stops = jnp.array(stop_ids, jnp.int32)
-  # The dice of all tokens at once: 5% of a decode step if thrown in it.
-  uniform_TB = sampling.noise(key, prompt_ids_B, sample_ids_B, jnp.arange(T))
-  decode_params = model.decode_params(params)
-
-  def emit(carry, t, hidden_BD):
-    """Draws token t of every row and writes it down."""
-    tokens_BT, logps_BT, done_B = carry
-    logits_BV = jnp.matmul(
-      hidden_BD, head_DV, preferred_element_type=accumulator(hidden_BD)
-    )
-    token_B, logp_B = sampling.sample(
-      logits_BV, uniform_TB[t], temperature, greedy_B
-    )
-    tokens_BT = tokens_BT.at[:, t].set(jnp.where(done_B, stops[0], token_B))
-    logps_BT = logps_BT.at[:, t].set(
-      jnp.where(done_B, 0.0, logp_B).astype(jnp.float32)
-    )
-    return tokens_BT, logps_BT, done_B | jnp.isin(token_B, stops)
-
-  def more(loop):
-    t, (_, _, done_B), _ = loop
-    return (t < T) & ~jnp.all(done_B)
-
-  def step(loop):
-    t, carry, cache = loop
-    inputs = ModelInputs(
-      tokens_BT=jax.lax.dynamic_slice_in_dim(carry[0], t - 1, 1, axis=1),
-      positions_BT=(lengths_B + t - 1)[:, None],
-    )
-    out = model.apply(decode_params, inputs, cache)
-    return t + 1, emit(carry, t, out.hidden_BTD[:, 0]), out.cache
-
-  carry = (
-    jnp.full((B, T), stops[0], jnp.int32),
-    jnp.zeros((B, T), jnp.float32),
-    jnp.zeros(B, bool),
+  how: dict[str, Any] = dict(
+    model=model, stop_ids=stop_ids, temperature=temperature, top_p=top_p
   )
-  carry = emit(carry, 0, jnp.repeat(hidden_PD, G, axis=0))
-  _, (tokens_BT, logps_BT, done_B), _ = jax.lax.while_loop(
-    more, step, (1, carry, cache)
+  fixed, loop = begin(
+    params,
+    prompts,
+    key,
+    group_size=group_size,
+    max_tokens=T,
+    greedy=greedy,
+    **how,
   )
+  loop = jax.lax.while_loop(
+    lambda loop: (loop.t < T) & ~jnp.all(loop.done_B),
+    lambda loop: advance(fixed, loop, **how),
+    loop,
+  )
+  tokens_BT, done_B = loop.tokens_BT, loop.done_B
 
-  is_stop_BT = jnp.isin(tokens_BT, stops)
+  is_stop_BT = jnp.isin(tokens_BT, jnp.array(stop_ids, jnp.int32))
   first_stop_B = jnp.argmax(is_stop_BT, axis=1) + 1
   lengths_B = jnp.where(done_B, first_stop_B, T)
   return Rollout(
@@ -107,8 +82,108 @@ def rollout(
     tokens_PGT=tokens_BT.reshape(P, G, T),
     lengths_PG=lengths_B.reshape(P, G),
     ended_PG=done_B.reshape(P, G),
-    logps_PGT=logps_BT.reshape(P, G, T),
+    logps_PGT=loop.logps_BT.reshape(P, G, T),
     actions_PGT=(jnp.arange(T) < lengths_B[:, None]).reshape(P, G, T),
+  )
+
+
+class Fixed(struct.PyTreeNode):
+  """What the steps of a rollout read."""
+
+  params: Params  # As `decode_params` makes them.
+  head_DV: jax.Array
+  lengths_B: jax.Array  # Of the prompts.
+  uniform_TB: jax.Array  # The dice of all tokens.
+  greedy_B: jax.Array | None
+
+
+class Loop(struct.PyTreeNode):
+  """What they change: t tokens of each row are written."""
+
+  t: jax.Array
+  tokens_BT: jax.Array
+  logps_BT: jax.Array
+  done_B: jax.Array
+  cache: Any
+
+
+def begin(
+  params: Params,
+  prompts: Prompts,
+  key: jax.Array,
+  *,
+  model: Model,
+  group_size: int,
+  max_tokens: int,
+  stop_ids: tuple[int, ...],
+  temperature: float = 1.0,
+  greedy: bool = False,
+  top_p: float = 1.0,
+) -> tuple[Fixed, Loop]:
+  """The prompts, and the first token of every row; see `rollout`."""
+  P, G, T = prompts.tokens_PL.shape[0], group_size + greedy, max_tokens
+  B = P * G
+  hidden_PD, cache = prefill(params, prompts, model, G, T)
+  prompt_ids_B = jnp.repeat(prompts.ids_P, G)
+  sample_ids_B = jnp.tile(jnp.arange(G), P)
+  fixed = Fixed(
+    params=model.decode_params(params),
+    head_DV=model.head(params),
+    lengths_B=jnp.repeat(prompts.lengths_P, G),
+    # All at once: 5% of a decode step if thrown in it.
+    uniform_TB=sampling.noise(key, prompt_ids_B, sample_ids_B, jnp.arange(T)),
+    greedy_B=sample_ids_B == G - 1 if greedy else None,
+  )
+  loop = Loop(
+    t=jnp.int32(0),
+    tokens_BT=jnp.full((B, T), stop_ids[0], jnp.int32),
+    logps_BT=jnp.zeros((B, T), jnp.float32),
+    done_B=jnp.zeros(B, bool),
+    cache=cache,
+  )
+  hidden_BD = jnp.repeat(hidden_PD, G, axis=0)
+  return fixed, _emit(fixed, loop, hidden_BD, stop_ids, temperature, top_p)
+
+
+def advance(
+  fixed: Fixed,
+  loop: Loop,
+  *,
+  model: Model,
+  stop_ids: tuple[int, ...],
+  temperature: float = 1.0,
+  top_p: float = 1.0,
+) -> Loop:
+  """One more token of every row."""
+  inputs = ModelInputs(
+    tokens_BT=jax.lax.dynamic_slice_in_dim(
+      loop.tokens_BT, loop.t - 1, 1, axis=1
+    ),
+    positions_BT=(fixed.lengths_B + loop.t - 1)[:, None],
+  )
+  out = model.apply(fixed.params, inputs, loop.cache)
+  loop = loop.replace(cache=out.cache)
+  hidden_BD = out.hidden_BTD[:, 0]
+  return _emit(fixed, loop, hidden_BD, stop_ids, temperature, top_p)
+
+
+def _emit(fixed: Fixed, loop: Loop, hidden_BD, stop_ids, temperature, top_p):
+  """Draws token t of every row and writes it down."""
+  stops = jnp.array(stop_ids, jnp.int32)
+  logits_BV = jnp.matmul(
+    hidden_BD, fixed.head_DV, preferred_element_type=accumulator(hidden_BD)
+  )
+  token_B, logp_B = sampling.sample(
+    logits_BV, fixed.uniform_TB[loop.t], temperature, fixed.greedy_B, top_p
+  )
+  t, done_B = loop.t, loop.done_B
+  return loop.replace(
+    t=t + 1,
+    tokens_BT=loop.tokens_BT.at[:, t].set(jnp.where(done_B, stops[0], token_B)),
+    logps_BT=loop.logps_BT.at[:, t].set(
+      jnp.where(done_B, 0.0, logp_B).astype(jnp.float32)
+    ),
+    done_B=done_B | jnp.isin(token_B, stops),
   )
 
 

@@ -1,8 +1,9 @@
 """logits_BV -> token_B, logp_B: how the next token is drawn.
 
 Training samples by temperature only: the update divides its logits by the same
-temperature, so that both sides see one distribution. (Top-k and top-p cut the
-support, for which the update's log-probabilities would be wrong.)
+temperature, so that both sides see one distribution. (Top-p cuts the support,
+for which the update's log-probabilities would be wrong: it is for evaluations
+and for people.)
 
 Dimension key: B rows, V vocabulary, X blocks of the vocabulary.
 """
@@ -41,6 +42,7 @@ def sample(
   uniform_B: jax.Array,
   temperature: float = 1.0,
   greedy_B: jax.Array | None = None,
+  top_p: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws a token from softmax(logits / temperature); 0 is greedy.
 
@@ -59,6 +61,8 @@ def sample(
     logits_BV = logits_BV / temperature
   top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
   weights_BV = jnp.exp(logits_BV - top_B1)
+  if top_p < 1 and temperature:
+    weights_BV = nucleus(weights_BV, top_p)
   weights_BXC = jnp.pad(weights_BV, ((0, 0), (0, -V % _BLOCK)))
   weights_BXC = weights_BXC.reshape(B, -1, _BLOCK)
   blocks_BX = jnp.sum(weights_BXC, axis=-1)
@@ -78,6 +82,29 @@ def sample(
   logit_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)
   logp_B1 = logit_B1 - top_B1 - jnp.log(total_B1)
   return token_B.astype(jnp.int32), logp_B1[:, 0]
+
+
+def nucleus(weights_BV: jax.Array, top_p: float) -> jax.Array:
+  """Only the most probable tokens that have at least `top_p` together.
+
+  Top-p sampling (1904.09751), but that all tokens of the last one's probability
+  stay. Nothing is sorted: the least weight that stays is found bit by bit, as
+  floats that are not negative are in the order of the integers of their bits.
+  """
+  bits = weights_BV.dtype.itemsize * 8
+  whole = jnp.dtype(f'int{bits}')
+  bits_BV = jax.lax.bitcast_convert_type(weights_BV, whole)
+  enough_B1 = top_p * jnp.sum(weights_BV, axis=-1, keepdims=True)
+
+  def raise_bit(i, least_B1):
+    tried_B1 = least_B1 | jnp.left_shift(jnp.ones((), whole), bits - 2 - i)
+    kept_BV = jnp.where(bits_BV >= tried_B1, weights_BV, 0)
+    mass_B1 = jnp.sum(kept_BV, axis=-1, keepdims=True)
+    return jnp.where(mass_B1 >= enough_B1, tried_B1, least_B1)
+
+  least_B1 = jnp.zeros((len(weights_BV), 1), whole)
+  least_B1 = jax.lax.fori_loop(0, bits - 1, raise_bit, least_B1)
+  return jnp.where(bits_BV >= least_B1, weights_BV, 0)
 
 
 def _invert(

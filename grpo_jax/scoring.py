@@ -170,15 +170,16 @@ def _written(tokens_T, length) -> list[int]:
 
 def _collect(pieces: Sequence[Pending]):
   """Scores of all pieces as every process needs them, and own failures."""
-  scores, failures = {}, []
+  parts: dict[str, list[np.ndarray]] = {}
+  failures: list[host.Failure] = []
   for piece in pieces:
     outcome = piece.future.result()
     failures += outcome.failures
     for name, found in outcome.scores.items():
       score_PG = np.zeros(piece.shape, np.float32)  # 0: others score it.
       score_PG[piece.rows] = np.reshape(found, (-1, piece.shape[1]))
-      scores.setdefault(name, []).append(score_PG)
-  scores = {name: np.concatenate(found) for name, found in scores.items()}
+      parts.setdefault(name, []).append(score_PG)
+  scores = {name: np.concatenate(found) for name, found in parts.items()}
   if jax.process_count() > 1:
     gathered = multihost_utils.process_allgather(scores)
     scores = {name: x.sum(axis=0) for name, x in gathered.items()}

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from grpo_jax import models
 from grpo_jax.losses import head
 from grpo_jax.metrics import Metrics
 from grpo_jax.models import Model
@@ -33,14 +34,18 @@ def sft_update(
     optimizer: made by `optim.make`.
     head_chunk: tokens whose logits exist at one time.
   """
-  loss, grads = jax.value_and_grad(next_token_loss)(
-    state.params, documents, model, head_chunk
-  )
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  trained, frozen = models.partition(model, state.params)
+
+  def loss_of(trained: Params):
+    params = models.join(trained, frozen)
+    return next_token_loss(params, documents, model, head_chunk)
+
+  loss, grads = jax.value_and_grad(loss_of)(trained)
+  updates, opt_state = optimizer.update(grads, state.opt_state, trained)
   state = state.replace(
     step=state.step + 1,
     cursor=state.cursor + documents.tokens_BT.shape[0],
-    params=optax.apply_updates(state.params, updates),
+    params=models.join(optax.apply_updates(trained, updates), frozen),
     opt_state=opt_state,
   )
   return state, {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
@@ -58,6 +63,7 @@ def next_token_loss(
     chunk=head_chunk,
   )
   ids_BT = documents.segment_ids_BT
+  assert ids_BT is not None
   predicted_BT = (ids_BT[:, 1:] == ids_BT[:, :-1]) & (ids_BT[:, 1:] > 0)
   count = jnp.maximum(jnp.sum(predicted_BT), 1)
   return -jnp.sum(logps_BT * predicted_BT) / count

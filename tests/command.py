@@ -8,10 +8,10 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def start(*arguments: str) -> subprocess.Popen:
+def start(*arguments: str, cwd: pathlib.Path = ROOT) -> subprocess.Popen:
   return subprocess.Popen(
     [sys.executable, *arguments],
-    cwd=ROOT,
+    cwd=cwd,
     env=os.environ | {'COLUMNS': '100'},
     text=True,
     stdout=subprocess.PIPE,
@@ -19,8 +19,10 @@ def start(*arguments: str) -> subprocess.Popen:
   )
 
 
-def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
-  with start(*arguments) as process:
+def run(
+  *arguments: str, timeout: float = 300, cwd: pathlib.Path = ROOT
+) -> subprocess.CompletedProcess:
+  with start(*arguments, cwd=cwd) as process:
     try:
       out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -5,6 +5,8 @@ import json
 import command
 import pytest
 
+pytestmark = pytest.mark.slow
+
 KEYS = {'step_s_min', 'step_s_median', 'rollout_s_min', 'update_s_min'}
 KEYS |= {'floor_s', 'matmul_gflops', 'read_gbps', 'thin_matmul_gflops'}
 KEYS |= {'reward_s_min', 'tokens_per_s', 'compile_s', 'peak_memory_gb'}

@@ -1,4 +1,4 @@
-"""What the data's part of a config becomes in a run."""
+"""What the parts of a config on data and devices become in a run."""
 
 import numpy as np
 import pytest
@@ -62,3 +62,33 @@ def test_a_run_of_a_mixture_goes_on_with_the_same_config(tmp_path):
   with pytest.raises(ValueError, match='data.knobs.countdown.problems is 200 '):
     build.build(c, str(tmp_path))
   assert run.dataset.size('train') > 100
+
+
+@pytest.mark.parametrize(
+  'kernel,dtype,words',
+  [
+    ('splash', 'float32', ['needs tpu devices', 'are cpu', "['plain', 'chunk"]),
+    ('cudnn', 'bfloat16', ['needs gpu devices', 'are cpu', "['plain', 'chunk"]),
+  ],
+)
+def test_a_kernel_is_for_its_own_devices(kernel, dtype, words, tmp_path):
+  c = config.default()
+  c.model.update(attention=kernel, dtype=dtype)
+  with pytest.raises(ValueError) as error:
+    build.build(c, str(tmp_path))
+  message = str(error.value)
+  assert message.startswith(f'model.attention={kernel!r} needs')
+  assert [word for word in words if word not in message] == []
+  assert not list(tmp_path.iterdir())
+
+
+def test_cudnn_is_for_bfloat16():
+  c = config.default()
+  c.model.attention = 'cudnn'
+  with pytest.raises(ValueError, match="needs model.dtype='bfloat16', not 'fl"):
+    build._check_kernel(c, 'gpu')
+  c.model.dtype = 'bfloat16'
+  build._check_kernel(c, 'gpu')
+  c.model.attention = 'splash'
+  with pytest.raises(ValueError, match=r"of \['plain', 'chunked', 'cudnn'\]"):
+    build._check_kernel(c, 'gpu')

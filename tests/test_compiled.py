@@ -5,6 +5,7 @@ sizes: see hlo.py.
 """
 
 import dataclasses
+import functools
 import math
 
 import hlo
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import pytest
 
-from grpo_jax import build, grpo, sharding
+from grpo_jax import build, grpo, models, preference, sharding, types
+from grpo_jax.models import scalar
 
 FSDP = hlo.MESHES['fsdp 8']
 CUBE = hlo.MESHES['data 2, fsdp 2, tensor 2']
@@ -42,6 +44,42 @@ def test_no_rows_of_the_batch_leave_their_device_in_an_iteration(run, iterate):
   text = iterate.as_text()
   assert hlo.collectives(text, run.mesh)
   assert not hlo.rows_that_move(text, run)
+
+
+def test_a_reward_model_moves_its_weights_and_no_rows(run):
+  model = scalar.with_scalar_head(run.model)
+  layout = sharding.param_shardings(model, sharding.TRAIN, run.mesh)
+  params = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    models.abstract_params(model),
+    layout,
+  )
+  score = functools.partial(preference.score_rollout, model=model)
+  scorers = {'reward_model': types.Scorer(params, score)}
+  asked = run.config.copy_and_resolve_references()
+  with asked.unlocked():
+    asked.reward = {'answer': 1.0, 'reward_model': {'pieces': 2}}
+  run = dataclasses.replace(
+    run, config=asked, text=run.text.replace(scorers=scorers)
+  )
+  compiled = hlo.compile_program(run, 'reward')
+  text = compiled.as_text()
+  assert not hlo.rows_that_move(text, run)
+  cut = run.mesh.shape['fsdp'] * run.mesh.shape['tensor'] > 1
+  assert bool(hlo.weights_that_move(text, run)) == cut
+  size = sum(4 * x.size for x in jax.tree.leaves(params))
+  parts = run.mesh.shape['fsdp'] * run.mesh.shape['tensor']
+  held = compiled.memory_analysis().argument_size_in_bytes
+  assert held > size / parts  # They are no constants.
+
+
+def test_looking_for_repeats_moves_one_number_a_prompt(tmp_path):
+  """Every device has to know how the problems of a step were answered."""
+  sizes = hlo.MESHES['data 8']
+  run = hlo.build_run(sizes, tmp_path, duplicates='warn')
+  moved = hlo.rows_that_move(hlo.compile_program(run, 'update').as_text(), run)
+  assert moved
+  assert all(sent.sizes == {hlo.P} for sent in moved)
 
 
 def test_no_rows_leave_their_device_in_pre_training(run):

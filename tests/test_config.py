@@ -70,7 +70,6 @@ def refused(call, words):
 
 
 COUNTS = [
-  'steps',
   'data.prompts',
   'data.max_prompt',
   'pretrain.rows',
@@ -83,6 +82,8 @@ COUNTS = [
   'eval.problems',
   'eval.samples',
   'eval.batch',
+  'sample.problems',
+  'sample.keep',
   'log.completions_every',
   'checkpoint.every',
   'checkpoint.keep',
@@ -152,9 +153,14 @@ def test_counts_must_be_positive(name, value):
       {'select.name': 'top_covariance'},
       ["select.name='top_covariance'", 'kl_cov'],
     ),
+    ({'steps': -1}, ['steps=-1', 'below 0']),
     (
-      {'model.init': 'x.gguf', 'pretrain.steps': 5},
-      ['pretrain.steps=5', "'x.gguf'"],
+      {'reference.init': 'runs/teacher'},
+      ["reference.init='runs/teacher'", 'kl.coef=0'],
+    ),
+    (
+      {'reference.init': 'a', 'kl.coef': 1.0, 'reference.every': 5},
+      ["reference.init='a'", 'reference.every=5'],
     ),
   ],
 )
@@ -285,7 +291,12 @@ COMMANDS = {
     None,
     ['steps', 'many'],
   ),
-  'unknown reward': ('REWARD', [], None, ["'answr'", 'answer, countdown']),
+  'unknown reward': (
+    'REWARD',
+    [],
+    None,
+    ["'answr'", 'answer, any_of, countdown'],
+  ),
   'group of one': (
     SMOKE,
     ['--config.rollout.group_size=1'],

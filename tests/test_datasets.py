@@ -241,7 +241,7 @@ def test_preparing_and_reading_say_nothing(tmp_path, capfd, caplog):
   [
     ('chain', {}, r"^no dataset 'chain'; there are chains, count"),
     ('packing', {}, r"^no dataset 'packing'; there are .*, math, mixture"),
-    ('store', {}, r"^no dataset 'store'; there are .*, quadratics, sums$"),
+    ('store', {}, r"^no dataset 'store'; there are .*, sums, two_scripts$"),
     ('sums', {'digit': 2}, r"no knob 'digit'; it has digits, problems"),
     ('sums', {'digits': '2+x'}, r"^digits='2\+x' must be like '2\+1'"),
     ('sums', {'digits': '2'}, r"^digits='2' must be like '2\+1'"),

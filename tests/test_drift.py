@@ -111,7 +111,8 @@ def smollm2():
     tokens_PL[p, : len(ids)] = ids
   ids_P = np.arange(len(chats), dtype=np.uint32)
   answers_PC = np.zeros((len(chats), 1), np.uint8)
-  params = weights.load_gguf(path, model)
+  one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  params = jax.device_get(weights.load(path, model, one_device))
   return Case(
     model=model,
     params=params,

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax import fit
+from grpo_jax import fit, process
 
 SMOKE = 'quickstart.py:smoke'
 
@@ -219,14 +219,21 @@ def test_a_run_says_that_it_ended_when_its_last_checkpoint_is_there(
   monkeypatch.setattr(
     fit.progress, 'say', lambda line: events.append(line.split(' at ')[0])
   )
-  steps = ConfigDict({'steps': 3, 'pretrain': {'steps': 4}})
-  session = mock.MagicMock(manager=Manager())
+  steps = ConfigDict(
+    {
+      'steps': 3,
+      'pretrain': {'steps': 4},
+      'eval': {'every': 0},
+      'model': {'init': ''},
+    }
+  )
+  session = mock.MagicMock(manager=Manager(), stop=process.Stop())
   session.run.config = steps
   state = mock.MagicMock(step=7)
   fit._carry_out(session, state)
   assert events == ['saved', 'concluded']
 
   events.clear()
-  monkeypatch.setattr(fit, '_loop', lambda *args: (state, True))
+  monkeypatch.setattr(fit, 'loop', lambda *args: (state, True))
   fit._carry_out(session, state)
   assert events == ['saved', 'stopped and saved']

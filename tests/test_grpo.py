@@ -12,6 +12,7 @@ import pytest
 
 from grpo_jax import advantages, build, grpo, likelihood, models, optim, types
 from grpo_jax.losses import aggregate, policy
+from grpo_jax.losses import kl as kl_lib
 from grpo_jax.rollout import rollout as sample
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -71,6 +72,9 @@ def assert_same_metrics(found, wanted):
   found, wanted = dict(found), dict(wanted)
   for numbers in (found, wanted):  # The drift is nothing but rounding.
     assert numbers.pop('rollout/logp_drift') < 1e-5
+  # A difference of two log-probabilities has the rounding of both.
+  largest = [x.pop('policy/log_ratio_max') for x in (found, wanted)]
+  assert largest[0] == pytest.approx(largest[1], rel=1e-5, abs=1e-5)
   assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
@@ -183,6 +187,39 @@ def test_microbatches_change_neither_loss_nor_step(rolled, mean):
     other, theirs = update(state, rolled, mixed(), microbatches=pieces, **knobs)
     assert_same(other.params, one.params)
     assert_same_metrics(theirs, metrics)
+
+
+def test_a_teacher_has_a_model_of_its_own_and_pulls_the_policy_to_it(rolled):
+  sizes = dict(layers=2, width=24, heads=2, kv_heads=2, head_size=12)
+  teacher = models.build('llama', 'tiny', vocab_size=V, **sizes)
+  theirs = models.init_params(teacher, jax.random.key(7))
+  even = types.Rewards(jnp.zeros((P, G)), {'answer': jnp.zeros((P, G))})
+  knobs = dict(kl_coef=1.0, kl=kl_lib.k1_plus, reference_model=teacher)
+  state = new_state(SGD, reference=theirs)
+  step = functools.partial(
+    grpo.grpo_update, model=MODEL, optimizer=SGD, microbatches=2, **knobs
+  )
+  moved, metrics = jax.jit(step)(state, rolled, even)
+
+  mask_PGT = np.asarray(rolled.actions_PGT)
+
+  def distance_PGT(weights):
+    ours = likelihood.likelihood(weights, rolled, model=MODEL)
+    wanted = likelihood.likelihood(theirs, rolled, model=teacher)
+    return ours.logps_PGT - wanted.logps_PGT
+
+  found = float(metrics['kl/reference'])
+  assert found == pytest.approx(
+    np.mean(np.asarray(distance_PGT(params()))[mask_PGT]), abs=1e-5
+  )
+
+  def squared(weights):  # Its gradient is that of the reverse KL.
+    half_PGT = distance_PGT(weights) ** 2 / 2
+    return jnp.sum(half_PGT * mask_PGT) / mask_PGT.sum()
+
+  grads = jax.grad(squared)(params())
+  assert optax.tree.norm(grads) > 0.01
+  assert_same(moved.params, jax.tree.map(jnp.subtract, params(), grads))
 
 
 @pytest.mark.parametrize('knobs', [{}, {'aggregate': aggregate.sequence_mean}])

@@ -1,5 +1,6 @@
 """The mix: what a config says of its parts, and their weighted sum."""
 
+import functools
 import math
 import re
 import sys
@@ -7,12 +8,13 @@ import types as python_types
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_rewards
 
-from grpo_jax import rewards, text
+from grpo_jax import build, config, datasets, rewards, text, types
 from grpo_jax.rewards import mix
 
 GOOD = list(b'<think>x</think><answer>7</answer>')
@@ -145,7 +147,7 @@ def test_each_part_reads_with_machines_of_its_own():
       {'brevity': {'limits': 3}},
       "reward.brevity.limits: 'brevity' does not take it; it takes weight, ",
     ),
-    ({'brevity': {'limits': 3}}, 'gate, open, right, limit, slope'),
+    ({'brevity': {'limits': 3}}, 'gate, open, right, only, limit, slope'),
     ({'praise': {'right_PG': 1}, 'answer': 1}, 'reward.praise.right_PG: '),
     ({'format': {'clip': (1, 0)}}, 'reward.format.clip=(1, 0) must be (low,'),
     ({'format': {'clip': (1,)}}, 'reward.format.clip=(1,) must be (low, high)'),
@@ -174,7 +176,8 @@ def test_what_does_not_exist_is_refused_with_what_does(files, parts, words):
   assert '\n' not in str(error.value)
 
 
-NUMBERS = st.floats(-4, 4, width=32)
+# XLA takes the smallest of floats for 0.
+NUMBERS = st.floats(-4, 4, width=32, allow_subnormal=False)
 SCORES = st.lists(st.one_of(st.just(math.nan), NUMBERS), min_size=6, max_size=6)
 
 
@@ -230,3 +233,61 @@ def test_the_total_is_what_a_plain_loop_adds_up(drawn):
   total_PG = mix.total(arrays, parts)
   expected = [[total_of(parts, scores, b) for b in range(6)]]
   np.testing.assert_allclose(total_PG, expected, rtol=1e-5, atol=1e-4)
+
+
+def examples(*kinds):
+  return [
+    datasets.Example(f'{i}', '7', columns={'kind': kind})
+    for i, kind in enumerate(kinds)
+  ]
+
+
+def test_rules_score_some_problems_of_a_batch_and_a_model_the_others():
+  parts = {
+    'answer': {'only': 'kind=maths'},
+    'reward_model': {'only': 'kind=chat', 'init': 'x', 'pieces': 3},
+    'format': 0.5,
+  }
+  rollout, prompts = test_rewards.make_rollout(
+    np.random.default_rng(0), [GOOD, WRONG, SHAPELESS] * 3, [b'7'] * 3, 3
+  )
+  rollout = rollout.replace(ended_PG=jnp.ones((3, 3), bool))
+  told = rewards.references(examples('maths', 'chat', 'else'), None, parts)
+  prompts = prompts.replace(
+    references={name: np.array(rows) for name, rows in told.items()}
+  )
+  table = text.token_text([bytes([byte]) for byte in range(256)])
+  table = table.replace(
+    scorers={
+      'reward_model': types.Scorer(
+        {'w': jnp.float32(0.1)}, lambda params, x: params['w'] * x.lengths_PG
+      )
+    }
+  )
+  run = jax.jit(functools.partial(rewards.reward, mix=parts))
+  found = run(rollout, prompts, table)
+  nan, length = math.nan, 0.1 * len(GOOD)
+  for name, expected in (
+    ('answer', [[1, 0, 0], [nan] * 3, [nan] * 3]),
+    ('reward_model', [[nan] * 3, [length, length, 0.1], [nan] * 3]),
+    ('format', [[1, 1, 0]] * 3),
+  ):
+    np.testing.assert_allclose(found.parts[name], expected, rtol=1e-6)
+  total = [[1.5, 0.5, 0], [length + 0.5, length + 0.5, 0.1], [0.5, 0.5, 0]]
+  np.testing.assert_allclose(found.total_PG, total, rtol=1e-6)
+
+
+@pytest.mark.parametrize('only', ['kind', '=maths', 'kind='])
+def test_only_names_a_column_and_its_value(only):
+  words = f"reward.answer.only='{only}' must be 'column=value'"
+  with pytest.raises(ValueError, match=words):
+    mix.parse({'answer': {'only': only}})
+
+
+def test_a_value_that_no_problem_has_is_refused(tmp_path):
+  c = config.default()
+  c.data.knobs = {'problems': 100}
+  c.reward = {'answer': 1.0, 'format': {'only': 'kind=chat'}}
+  words = "reward.format.only='kind=chat': no problem has that"
+  with pytest.raises(ValueError, match=words):
+    build.build(c, str(tmp_path))

@@ -14,8 +14,11 @@ import time
 import command
 import jax
 import numpy as np
+import one_answer
+import published
 import pytest
 import restored
+import safetensors_written as written
 
 from grpo_jax import process
 
@@ -389,6 +392,64 @@ def test_each_process_reads_and_encodes_the_rows_of_its_devices(tmp_path):
   )
   arguments = [str(tmp_path / 'run'), '{number}', '{where}']
   Pair(tmp_path / 'said', str(script), *arguments).end()
+
+
+def test_each_process_reads_its_own_part_of_the_weights(tmp_path):
+  golden = published.FOLDER / 'models' / 'llama_untied'
+  shapes = {name: x.shape for name, x in written.read(golden).items()}
+  rng = np.random.default_rng(0)
+  folder = written.write_folder(
+    tmp_path / 'hub',
+    json.loads((golden / 'config.json').read_text()),
+    {name: rng.standard_normal(shape) for name, shape in shapes.items()},
+    dtype='BF16',
+    files=3,
+  )
+  script = ['tests/load_counted.py', str(folder), '{where}', '{number}']
+  pair = Pair(tmp_path / 'said', *script)
+  pair.end()
+  counts = [json.loads(pair.said(i).splitlines()[-1]) for i in range(2)]
+  print(counts)
+  for count in counts:  # A half, and the scales of norms, which all have.
+    assert count['held'] / 2 <= count['asked'] < 0.52 * count['held']
+
+
+def test_two_processes_evaluate_as_one_does(tmp_path):
+  policy, data = one_answer.write(tmp_path / 'hub'), tmp_path / 'math.jsonl'
+  # Every second is right; two batches of 8, the last half padding.
+  answers = ('25', '50', '5^2', 'x', '\\frac{50}{2}', '7') * 2
+  rows = [
+    {'problem': f'Problem {i}', 'solution': f'So \\boxed{{{answer}}}.'}
+    for i, answer in enumerate(answers)
+  ]
+  data.write_text('\n'.join(map(json.dumps, rows)))
+
+  def line(out):
+    return [
+      *('experiments/evaluate.py', '--model', str(policy)),
+      *('--data', f'math:path={data}', '--samples', '3', '--batch', '8'),
+      *('--max-tokens', '16', '--json', str(tmp_path / out)),
+      *('--set', "reward={{'maths': 1.0}}", 'eval.right=maths'),
+    ]
+
+  others = '--coordinator {where} --processes 2 --process {number}'
+  pair = Pair(tmp_path / 'said', *line('two'), *others.split())
+  pair.end()
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in (ENV | {'JAX_NUM_CPU_DEVICES': '8'}).items():
+      patch.setenv(name, value)
+    done = command.run(*(x.format() for x in line('one')))
+  assert done.returncode == 0, done.stderr
+  one, two = (
+    json.loads((tmp_path / name).read_text())['policies']
+    for name in ('one', 'two')
+  )
+  assert one == two
+  scores = two[str(policy)]['scores']
+  assert scores['pass@1']['mean'] == pytest.approx(6 / 12)
+  assert scores['unscored']['mean'] == 0
+  assert pair.said(1) == pair.errors(0) == pair.errors(1) == ''
+  assert pair.said(0).count('pass@1') == 1
 
 
 def test_an_error_of_one_process_ends_all_at_once(tmp_path):

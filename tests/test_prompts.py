@@ -100,11 +100,20 @@ def test_a_prompt_that_just_fits_is_taken():
   assert found.lengths_P[0] == 6
 
 
+def document(example, reasoned_share, template=''):
+  prompt, completion = prompts.answered(example, reasoned_share)
+
+  def to_ids(question):
+    return prompts.to_ids(question, Bytes(), template)
+
+  return prompts.document(prompt, completion, to_ids, Bytes())
+
+
 def test_a_document_is_prompt_completion_and_stop_token():
-  found = prompts.document(EXAMPLES[0], Bytes(), reasoned_share=1.0)
+  found = document(EXAMPLES[0], reasoned_share=1.0)
   text = b'[user:3 + 4?]<think>3+4=7</think><answer>7</answer>'
   assert found == [*text, 300]
-  found = prompts.document(EXAMPLES[0], Bytes(), reasoned_share=0.0)
+  found = document(EXAMPLES[0], reasoned_share=0.0)
   assert found == [*b'[user:3 + 4?]<answer>7</answer>', 300]
 
 
@@ -196,13 +205,13 @@ def test_rows_of_other_processes_are_left_empty():
 
 
 def test_documents_have_the_prompt_of_rl():
-  found = prompts.document(EXAMPLES[0], Bytes(), 0.0, 'question_answer')
+  found = document(EXAMPLES[0], 0.0, 'question_answer')
   text = b'Question: 3 + 4?\nAnswer:<answer>7</answer>'
   assert found == [299, *text, 300]
 
 
 def test_a_document_that_should_reason_needs_reasoning():
   bare = Example('3 + 4?', '7')
-  assert prompts.document(bare, Bytes(), reasoned_share=0.0)
+  assert document(bare, reasoned_share=0.0)
   with pytest.raises(ValueError, match=r"^pretrain.reasoned=1.0 .* '3 \+ 4\?'"):
-    prompts.document(bare, Bytes(), reasoned_share=1.0)
+    document(bare, reasoned_share=1.0)

@@ -264,6 +264,8 @@ def contents(workdir) -> dict:
   del found['summary.json']['seconds']
   for name in ('config.json', 'tokenizer.model', 'completions.jsonl'):
     found[name] = (workdir / name).read_bytes()
+  if (workdir / 'alarms.jsonl').exists():
+    found['alarms.jsonl'] = (workdir / 'alarms.jsonl').read_bytes()
   for path in (workdir / 'evaluations').iterdir():
     found[f'evaluations/{path.name}'] = path.read_bytes()
   with ocp.CheckpointManager(workdir / 'checkpoints') as manager:

@@ -158,3 +158,32 @@ def test_noise_never_repeats():
   ]
   seen = [sampling.noise(key, *rows, np.arange(6)) for key in seeds + steps]
   assert len(np.unique(seen)) == len(seen) * 6 * 25 == 8 * 6 * 25
+
+
+@pytest.mark.parametrize('top_p', [0.05, 0.5, 0.95])
+def test_the_nucleus_is_the_fewest_most_probable_tokens(top_p):
+  rng = np.random.default_rng(1)
+  weights_BV = np.exp(rng.normal(size=(20, 300)) * 3).astype(np.float32)
+  weights_BV[:5] = np.round(weights_BV[:5])  # Some weigh the same, some 0.
+  found_BV = np.asarray(sampling.nucleus(weights_BV, top_p))
+  for weights_V, found_V in zip(weights_BV, found_BV, strict=True):
+    kept, mass = set(), 0.0
+    for v in sorted(range(300), key=lambda v: -weights_V[v]):
+      if mass < top_p * weights_V.sum():
+        kept.add(v)
+        mass += weights_V[v]
+    least = min(weights_V[v] for v in kept)
+    expected_V = np.where(weights_V >= least, weights_V, 0)
+    np.testing.assert_array_equal(found_V, expected_V)
+
+
+def test_top_p_draws_from_the_nucleus_and_tells_its_log_probs():
+  logits_V, N, top_p = random_logits(50, 2), 1000, 0.7
+  logits_BV = np.broadcast_to(np.float32(logits_V), (N, 50))
+  uniform_N = np.float32((np.arange(N) + 0.5) / N)
+  token_N, logp_N = sampling.sample(logits_BV, uniform_N, 0.8, top_p=top_p)
+  weights_V = sampling.nucleus(np.exp(np.float32(logits_V / 0.8))[None], top_p)
+  p_V = np.asarray(weights_V[0] / weights_V.sum())
+  counts_V = np.bincount(token_N, minlength=50)
+  assert np.abs(counts_V - N * p_V).max() < 1.5
+  np.testing.assert_allclose(logp_N, np.log(p_V[token_N]), atol=1e-5)

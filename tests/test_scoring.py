@@ -12,6 +12,8 @@ from grpo_jax import build, config, fit, train
 sys.path.append('configs')
 import quickstart  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 def make_config(reward, **host):
   c = quickstart.get_config('smoke')
@@ -23,8 +25,9 @@ def make_config(reward, **host):
   return c
 
 
-def iterate(c, folder, steps=1):
-  """News of a few iterations, and the state after them."""
+def iterate(c, folder, steps=1, heard=None):
+  """News of the last of some iterations; `heard` gets the metrics of each."""
+  heard = [] if heard is None else heard
   run = build.build(c, str(folder), jax.devices()[:1])
   with jax.set_mesh(run.mesh):
     compiled = train.compile_steps(run)
@@ -34,6 +37,7 @@ def iterate(c, folder, steps=1):
         examples = build.train_examples(run, step)
         prompts = run.encode(examples)
         state, news = compiled.iterate(state, prompts, examples)
+        heard.append(news.metrics)
     finally:
       compiled.close()
   return run, examples, jax.device_get((state, news))
@@ -120,8 +124,10 @@ def test_the_device_samples_while_the_host_scores(tmp_path):
     c = make_config({'slow': {'function': 'mine:slow'}}, pieces=pieces)
     c.rollout.max_tokens = 512
     c.reward.slow.delay = 0.02  # Seconds; 16 completions, 2 workers.
-    _, _, (_, news) = iterate(c, tmp_path / str(pieces), 3)
-    hidden[pieces] = news.metrics['host/hidden']
+    heard = []
+    _, _, (_, news) = iterate(c, tmp_path / str(pieces), 6, heard)
+    # Who else computes here hides less, and never more.
+    hidden[pieces] = max(float(x['host/hidden']) for x in heard)
     names = ('time/rollout', 'time/reward', 'host/seconds', 'host/hidden')
     print(pieces, {name: round(news.metrics[name], 3) for name in names})
   assert hidden[1] < 0.1

@@ -8,11 +8,13 @@ import functools
 import bigram
 from bigram import G, P
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_variants import NAMES, TABLE, assert_says, variant
 
-from grpo_jax.losses import kl
+from grpo_jax import types
+from grpo_jax.losses import kl, policy
 
 LOSSES = TABLE['policy_loss']
 # Log-ratios do not reach the others.
@@ -86,6 +88,31 @@ def test_groups_without_advantage_may_be_left_out(name):
   same = steps_are_close(found, wanted)
   assert same == np.isclose(metrics['loss'], numbers['loss'], rtol=1e-9)
   assert_says(LOSSES[name]['even'], same)
+
+
+def test_groups_without_advantage_fill_microbatches_that_do_not_run():
+  # Every other group is equal, and all of those go into two of four pieces. A
+  # statistic of the loss counts the tokens of the pieces that run.
+  def counted(logps_PGT, old_logps_PGT, advantages_PGT, mask_PGT):
+    losses_PGT, _ = policy.reinforce(
+      logps_PGT, old_logps_PGT, advantages_PGT, mask_PGT
+    )
+    return losses_PGT, {'seen': jnp.ones_like(logps_PGT)}
+
+  total_PG = np.random.default_rng(3).random((P, G), np.float32)
+  total_PG[::2] = 0.5
+  rollout = bigram.roll()
+  _, metrics = bigram.update(
+    bigram.state(),
+    rollout,
+    types.Rewards(total_PG, {}),
+    policy_loss=counted,
+    skip_even=True,
+    microbatches=4,
+  )
+  tokens_P = np.asarray(rollout.actions_PGT).sum((1, 2))
+  expected = tokens_P[1::2].sum() / tokens_P.sum()
+  assert metrics['policy/seen'] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow

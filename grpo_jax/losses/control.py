@@ -16,6 +16,11 @@ import jax.numpy as jnp
 from grpo_jax.types import Params
 
 
+def stay(coef: jax.Array | float, measured: jax.Array | float):
+  """The coefficient as it is, whatever was measured."""
+  return coef
+
+
 def kl(
   coef: jax.Array | float,
   kl: jax.Array | float,

@@ -20,8 +20,7 @@ import jax.numpy as jnp
 from grpo_jax.models.layers import accumulator
 
 
-@struct.dataclass
-class TokenStats:
+class TokenStats(struct.PyTreeNode):
   """Of the distribution that predicts each token; float32, with gradients."""
 
   logps_BT: jax.Array  # log p of the token itself, nats.

@@ -34,34 +34,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.types import Rollout
+from grpo_jax.types import Array, Rollout, Scorer
 
 TAGS = ('<think>', '</think>', '<answer>', '</answer>')
 
 
-@struct.dataclass
-class TagTable:
+class TagTable(struct.PyTreeNode):
   """The automaton of a literal tag, run over every vocabulary entry.
 
   State s means that the last s bytes are the first s of the tag.
   """
 
-  next_VS: jax.Array  # uint8, the state after the token.
-  hits_VS: jax.Array  # uint8, how often the tag ends inside the token.
-  end_VS: jax.Array  # uint16, bytes up to the first such end; 0 if none.
-  last_VS: jax.Array  # uint16, bytes up to the last such end.
+  next_VS: Array  # uint8, the state after the token.
+  hits_VS: Array  # uint8, how often the tag ends inside the token.
+  end_VS: Array  # uint16, bytes up to the first such end; 0 if none.
+  last_VS: Array  # uint16, bytes up to the last such end.
 
 
-@struct.dataclass
-class TokenText:
+class TokenText(struct.PyTreeNode):
   """What each token adds to the text; an argument of compiled functions."""
 
-  bytes_VC: jax.Array  # uint8, zero-padded.
-  lengths_V: jax.Array  # int32, bytes.
-  solids_V: jax.Array  # int32, bytes that are not whitespace.
+  bytes_VC: Array  # uint8, zero-padded.
+  lengths_V: Array  # int32, bytes.
+  solids_V: Array  # int32, bytes that are not whitespace.
   tags: dict[str, TagTable]
   # Name of a reward -> name of a machine -> Reader; see reader.py.
   readers: dict[str, dict[str, Any]] = struct.field(default_factory=dict)
+  # Name of a reward -> the model that it asks; see scorers.py.
+  scorers: dict[str, Scorer] = struct.field(default_factory=dict)
 
 
 class Found(NamedTuple):

@@ -139,7 +139,8 @@ def _crawl(alphabet, initial, final, follow):
       return frozenset(state.items())
     return frozenset(state) if isinstance(state, set) else state
 
-  places, edges = {hashable(initial): 0}, {}
+  places = {hashable(initial): 0}
+  edges: dict[int, dict] = {}
   for i, state in enumerate(queue := [initial]):
     edges[i] = {}
     for key in alphabet.by_transition:

@@ -21,17 +21,17 @@ import numpy as np
 
 from grpo_jax import text as text_lib
 from grpo_jax.text.utf8 import Machine
+from grpo_jax.types import Array
 
 
-@struct.dataclass
-class Reader:
+class Reader(struct.PyTreeNode):
   """A machine, and the same machine over whole tokens; it begins in state 0."""
 
-  next_VS: jax.Array  # uint8, the state after a token.
-  hits_VS: jax.Array | None  # uint8, matches that it completes; None: never.
-  next_SC: jax.Array  # uint8, the state after a byte.
-  hits_SC: jax.Array  # uint8.
-  end_S: jax.Array  # uint8, matches that the end of the text completes.
+  next_VS: Array  # uint8, the state after a token.
+  hits_VS: Array | None  # uint8, matches that it completes; None: never.
+  next_SC: Array  # uint8, the state after a byte.
+  hits_SC: Array  # uint8.
+  end_S: Array  # uint8, matches that the end of the text completes.
 
 
 def reader(machine: Machine, text: text_lib.TokenText) -> Reader:

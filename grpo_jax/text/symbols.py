@@ -84,9 +84,8 @@ def symbols(bytes_BC: jax.Array) -> jax.Array:
   own_S[list(b' \t\n\v\f\r')] = ord(' ')
   symbols_BC = jnp.asarray(own_S)[bytes_BC]
   # Four bytes from each position on in one integer, and the four after these.
-  four_BC = sum(
-    shift(bytes_BC, -n).astype(jnp.uint32) << 8 * n for n in range(4)
-  )
+  each = (shift(bytes_BC, -n).astype(jnp.uint32) << 8 * n for n in range(4))
+  four_BC = sum(each, start=jnp.zeros(bytes_BC.shape, jnp.uint32))
   next_BC = shift(four_BC, -4)
   size_BC = jnp.ones_like(bytes_BC)
   for word, symbol in WORDS.items():

@@ -84,7 +84,7 @@ def over_bytes(letters: Letters, name: str) -> Machine:
 
 def _utf8(classes: np.ndarray) -> dict:
   """Byte -> class, or what may follow the byte; equal parts are one object."""
-  parts = {}
+  parts: dict[tuple, dict] = {}
 
   def shared(node: dict) -> dict:
     key = tuple(

@@ -40,8 +40,7 @@ NUMBER = (
 )
 
 
-@struct.dataclass
-class Value:
+class Value(struct.PyTreeNode):
   """A rational number in lowest terms, 0/1 where it is not known."""
 
   numerator_B: jax.Array  # int32, below 2**30 in size.
@@ -63,9 +62,9 @@ def number(bytes_BC: jax.Array) -> Value:
   first, second, third = map(Ratio, *every)
   # Three decimals are a mixed number: the first, and the others' fraction.
   mixed_B, single_B = count_B > 2, count_B < 2
-  whole = _choose(mixed_B, first, Ratio(0, 1))
+  whole = _choose(mixed_B, first, (0, 1))
   over = _choose(mixed_B, second, first)
-  under = _choose(mixed_B, third, _choose(single_B, Ratio(1, 1), second))
+  under = _choose(mixed_B, third, _choose(single_B, (1, 1), second))
   part, part_fits_B = rationals.multiply(over, rationals.inverse(under))
   total, total_fits_B = rationals.add(whole, part)
   minuses_B = jnp.sum(symbols_BC == ord('-'), axis=1, dtype=jnp.int32)
@@ -122,11 +121,11 @@ def equal(x_BC: jax.Array, y_BC: jax.Array) -> jax.Array:
 def value(ratio: Ratio, valid_B: jax.Array, fits_B: jax.Array) -> Value:
   """The ratio where it is valid and fits."""
   exact_B = valid_B & fits_B
-  ratio = _choose(exact_B, ratio, Ratio(0, 1))
+  ratio = _choose(exact_B, ratio, (0, 1))
   return Value(*ratio, valid_B=valid_B, exact_B=exact_B)
 
 
-def _choose(condition_B, x, y):
+def _choose(condition_B, x, y) -> Ratio:
   pairs = zip(x, y, strict=True)
   return Ratio(*(jnp.where(condition_B, *pair) for pair in pairs))
 
