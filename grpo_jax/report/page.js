@@ -325,6 +325,8 @@ async function start() {
     document.body.dataset.seen ??= Math.round(performance.now());
   }
   drawAgain();
+  // The stages of a recipe are drawn at their width, which a frame tells.
+  await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
   document.body.dataset.ready = Math.round(performance.now());
 }
 
