@@ -6,7 +6,7 @@ r"""DeepSeek-R1-Zero with the paper's numbers (arxiv.org/abs/2501.12948, v2).
 RL on DeepSeek-V3-Base and nothing before it, on files of yours in data/. Nobody
 has run it at this size here, and this version has no file for that model yet:
 the recipe is there to be read, planned for a machine, or scaled down (:smoke).
-In brackets stands what of the paper a number is from.
+In brackets stands the section of the paper that a number is from.
 """
 
 from ml_collections import ConfigDict
@@ -15,10 +15,10 @@ from grpo_jax import algorithms, pipeline
 from grpo_jax import config as config_lib
 from grpo_jax.pipeline import but, stage
 
-STEPS = 10_400  # [Training of R1-Zero] 1.6 epochs,
+STEPS = 10_400  # [2.1] 1.6 epochs,
 LONGER = 8_200  # and from here on completions of twice the length.
-MINIBATCHES = 16  # [same] Steps of a rollout, which has 8,192 outputs.
-# [RL data] Prompts in thousands: of code 17 and 8 bugs to fix.
+MINIBATCHES = 16  # [2.1] Steps of a rollout, which has 8,192 outputs.
+# [B.3.1] Prompts in thousands: of code 17 and 8 bugs to fix.
 PROMPTS = {'maths': 26, 'code': 25, 'stem': 22, 'logic': 15}
 
 
@@ -48,8 +48,8 @@ def policy(prompts: dict[str, int]) -> ConfigDict:
   }
   c.reward = rules()
   c.eval.right = 'right'
-  # [Training of R1-Zero] Clip 10, KL 0.001, a new reference every 400 steps, 16
-  # outputs of 32,768 tokens, 512 prompts a rollout, learning rate 3e-6; the
+  # [2.1] KL 0.001, a new reference every 400 steps, 16 outputs of 32,768
+  # tokens, 512 prompts a rollout, learning rate 3e-6; [3.2.1] clip 10. The
   # numbers are in recipes.r1_zero.
   algorithms.apply(c, 'r1_zero', scale=True)
   c.rollout.temperature = 1.0
@@ -58,7 +58,7 @@ def policy(prompts: dict[str, int]) -> ConfigDict:
 
 
 def rules() -> dict:
-  """[Reward design] Accuracy and format weigh the same; no neural model."""
+  """[2.2] Accuracy and format weigh the same; no neural model."""
   told = ('maths', 'code')
   return {
     'maths': {'weight': 1.0, 'only': 'source=maths|stem|logic'},

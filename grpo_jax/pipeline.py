@@ -22,6 +22,7 @@ import json
 from typing import Any, NamedTuple
 
 from etils import epath
+import jax
 from ml_collections import ConfigDict
 import rich.box
 import rich.table
@@ -73,8 +74,8 @@ def stage(
   Args:
     kind: one of KINDS.
     config: what to do. Steps that its kind does not have are set to 0.
-    start: the earlier stage whose weights it begins with; '' is model.init, or
-      random weights.
+    start: the earlier stage whose weights it begins with, which of an
+      'evaluate' are those that it looked at; '' is model.init, or random ones.
     data: the earlier stages of kind 'sample' whose completions it imitates,
       with commas, '' is what the dataset itself would say; or, of a reward
       model, the one whose pairs it learns from.
@@ -142,13 +143,13 @@ def configure(c: ConfigDict, name: str, workdir: str) -> ConfigDict:
   found = own.config.copy_and_resolve_references().unlock()
   found.seed = c.seed
   if own.start:
-    found.model.init = str(folder / own.start)
+    found.model.init = _weights(c, own.start, folder)
     found.tokenizer.path = _tokenizer(c, own.start, folder)
   elif name != c.order[0] and not found.tokenizer.path and not found.model.init:
     # Weights that begin at random read what the first stage learnt to read.
     found.tokenizer.path = _tokenizer(c, c.order[0], folder)
   if own.teacher:
-    found.reference.init = str(folder / own.teacher)
+    found.reference.init = _weights(c, own.teacher, folder)
   if own.judge:
     part = _as_dict(found.reward.get('reward_model', 1.0))
     part['init'] = str(folder / own.judge)
@@ -177,17 +178,21 @@ def carry_out(c: ConfigDict, workdir: str) -> dict[str, Summary] | None:
     folder.mkdir(parents=True, exist_ok=True)
     process.write(folder / FILE, c.to_json(sort_keys=False))
   summaries = {}
-  for i, name in enumerate(c.order, 1):
-    own, path = c.stages[name], folder / name / 'summary.json'
-    if not path.exists():
-      said = describe(c, name)
-      progress.say(f'\nstage {i} of {len(c.order)}: {name} ({said})')
-      run = KINDS[own.kind].carry_out
-      if run(configure(c, name, workdir).lock(), str(folder / name)) is None:
+  with process.stop_on_signal() as stop:
+    for i, name in enumerate(c.order, 1):
+      own, path = c.stages[name], folder / name / 'summary.json'
+      if not path.exists():
+        said = describe(c, name)
+        progress.say(f'\nstage {i} of {len(c.order)}: {name} ({said})')
+        run = KINDS[own.kind].carry_out
+        if run(configure(c, name, workdir).lock(), str(folder / name)) is None:
+          return None
+      summaries[name] = json.loads(path.read_text())
+      if c.table and _is_policy(own) and not _compare(c, name, workdir):
         return None
-    summaries[name] = json.loads(path.read_text())
-    if c.table and KINDS[own.kind].phases:
-      if not _compare(c, name, workdir):
+      # A signal after the last step of a stage leaves that stage done.
+      if stop and jax.process_count() == 1 and name != c.order[-1]:
+        progress.say(f'stopped after {name}: the same command goes on')
         return None
   if c.table and (rows := table(c, workdir)):
     show(rows)
@@ -201,7 +206,7 @@ def _compare(c: ConfigDict, name: str, workdir: str) -> bool:
   own = configure(c, name, workdir)
   found = c.table.copy_and_resolve_references().unlock()
   found.seed, found.model = c.seed, own.model
-  found.model.init = str(epath.Path(workdir) / name)
+  found.model.init = _weights(c, name, epath.Path(workdir))
   found.tokenizer.path = _tokenizer(c, name, epath.Path(workdir))
   folder = epath.Path(workdir) / TABLE / name
   if (folder / 'summary.json').exists():
@@ -303,7 +308,9 @@ def _check(c: ConfigDict, name: str) -> None:
   earlier = {}
   for other in c.order[: c.order.index(name)]:
     earlier[other] = c.stages[other].kind
-  trained = [x for x, k in earlier.items() if KINDS[k].phases]
+  trained = [
+    x for x, k in earlier.items() if KINDS[k].phases or k == 'evaluate'
+  ]
   if own.start and own.start not in trained:
     raise ValueError(
       f'start={own.start!r} is not an earlier stage with weights: '
@@ -342,6 +349,20 @@ def _check(c: ConfigDict, name: str) -> None:
       knob = 'steps' if phase == 'rl' else 'pretrain.steps'
       need = 'at least 1' if phase in kind.phases else '0'
       raise ValueError(f'config.{knob}={steps}: {own.kind!r} has {need}')
+
+
+def _is_policy(stage: ConfigDict) -> bool:
+  """Whether the table has a row for it: what it trained, or was published."""
+  published = stage.kind == 'evaluate' and not stage.start
+  return bool(KINDS[stage.kind].phases) or published
+
+
+def _weights(c: ConfigDict, name: str, folder: epath.Path) -> str:
+  """What model.init says for the policy of a stage."""
+  own = c.stages[name]
+  if KINDS[own.kind].phases:
+    return str(folder / name)
+  return _weights(c, own.start, folder) if own.start else own.config.model.init
 
 
 def _tokenizer(c: ConfigDict, name: str, folder: epath.Path) -> str:

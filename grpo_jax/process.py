@@ -23,6 +23,7 @@ from orbax.checkpoint import multihost
 # Seconds that processes wait for each other: at the start, for a sign of life,
 # and at the end.
 _JOIN, _HEARTBEAT, _SHUTDOWN = 300, 50, 50
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LOST = (
   'another process of this run ended or cannot be reached; the same command, '
   'started on all hosts, goes on from the last checkpoint'
@@ -262,38 +263,44 @@ def write(path: epath.Path, text: str) -> None:
 
 
 class Stop:
-  """Becomes true when the process is asked to end."""
+  """Becomes true when the process is asked to end; a handler of signals."""
 
   def __init__(self):
     self.asked = False
     self.reason = ''  # Unless it is a signal.
+    self.before = {x: signal.getsignal(x) for x in _SIGNALS}
 
   def __bool__(self) -> bool:
     return self.asked
 
+  def __call__(self, number, frame) -> None:
+    self.asked = True
+    self.give_back()
+    outer = self.before[number]
+    if isinstance(outer, Stop):  # Of the recipe that this is a stage of.
+      outer(number, frame)
+
+  def give_back(self) -> None:
+    """Others handle the signals, as before."""
+    for number, handler in self.before.items():
+      with contextlib.suppress(ValueError):
+        signal.signal(number, handler)
+
 
 @contextlib.contextmanager
 def stop_on_signal():
-  """Yields a Stop for SIGINT and SIGTERM; the second signal is not held off."""
+  """Yields a Stop for SIGINT and SIGTERM; the second signal is not held off.
+
+  Of two such contexts, one in the other, a signal asks both.
+  """
   stop = Stop()
-  names = (signal.SIGINT, signal.SIGTERM)
-  before = {name: signal.getsignal(name) for name in names}
-
-  def ask(number, frame):
-    del number, frame
-    stop.asked = True
-    for name, handler in before.items():
-      signal.signal(name, handler)
-
   try:
-    for name in names:
-      signal.signal(name, ask)
+    for number in _SIGNALS:
+      signal.signal(number, stop)
   except ValueError:  # Not the main thread, as in some notebooks.
     pass
   try:
     yield stop
   finally:
     if not stop:
-      for name, handler in before.items():
-        with contextlib.suppress(ValueError):
-          signal.signal(name, handler)
+      stop.give_back()

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 
 import command
 from flax import traverse_util
+import jax
+from ml_collections import ConfigDict
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import small_recipe
 
-from grpo_jax import build, initial, pipeline, rejection, train
+from grpo_jax import build, initial, pipeline, process, rejection, train
 
 
 @pytest.fixture(scope='module')
@@ -31,6 +34,15 @@ def weights(workdir, name):
   return np.concatenate(
     [np.ravel(x) for _, x in sorted(_flat(train.start(run).params).items())]
   )
+
+
+def state(workdir):
+  """Everything in the last checkpoint of a run."""
+  manager = ocp.CheckpointManager(workdir / 'checkpoints')
+  found = manager.restore(manager.latest_step(), args=ocp.args.PyTreeRestore())
+  manager.close()
+  leaves = jax.tree_util.tree_flatten_with_path(found)[0]
+  return {jax.tree_util.keystr(k): np.asarray(x) for k, x in leaves}
 
 
 def _flat(params):
@@ -79,6 +91,41 @@ def test_the_table_has_every_policy_on_the_same_problems(done):
   # The stage itself found the same, on the same problems with the same dice.
   own = workdir / 'cold' / 'evaluations' / 'after.json'
   assert json.loads(own.read_text())['texts'] == found[2]['texts']
+
+
+def test_what_was_looked_at_can_be_a_start(tmp_path):
+  c = small_recipe.tiny()
+  published = pipeline.but(c, model__init='/published/w.gguf')
+  r = pipeline.recipe(
+    seen=pipeline.stage('evaluate', published),
+    zero=pipeline.stage('grpo', c, 'seen'),
+    again=pipeline.stage('evaluate', c, 'zero'),
+    more=pipeline.stage('distill', c, 'again', teacher='seen'),
+  )
+  zero, more = (pipeline.configure(r, x, tmp_path) for x in ('zero', 'more'))
+  assert zero.model.init == zero.tokenizer.path == '/published/w.gguf'
+  assert more.model.init == str(tmp_path / 'zero')
+  assert more.tokenizer.path == more.reference.init == '/published/w.gguf'
+
+
+@pytest.mark.slow
+def test_a_published_policy_is_in_the_table(done, tmp_path):
+  workdir, _ = done
+  c = small_recipe.tiny()
+  zero = str(workdir / 'zero')
+  own = {'model__init': zero, 'tokenizer__path': initial.tokenizer(zero)}
+  published = pipeline.but(c, **own)
+  r = pipeline.recipe(
+    table=c,
+    seen=pipeline.stage('evaluate', published),
+    again=pipeline.stage('evaluate', c, 'seen'),  # The same weights once more.
+  )
+  pipeline.carry_out(r, str(tmp_path / 'r'))
+  [row] = json.loads((tmp_path / 'r' / 'table.json').read_text())
+  assert (row['stage'], row['what']) == ('seen', f'evaluate of {zero}')
+  own = json.loads((workdir / 'table.json').read_text())[1]
+  assert own['stage'] == 'zero'
+  assert row | {'stage': 0, 'what': 0} == own | {'stage': 0, 'what': 0}
 
 
 @pytest.mark.slow
@@ -174,50 +221,104 @@ def test_what_cannot_work_is_refused_in_a_line(change, words, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-KILLS = {  # What is printed when the process is killed, and how long after it.
-  'compile': 0.0,  # In the first stage, before anything was learnt.
-  '3/3': 0.2,  # Between pre-training and its evaluation.
-  'stage 2 of 4': 0.5,
-  'stage 3 of 4': 1.0,
-  'kept': 0.0,
-  'stage 4 of 4': 2.0,
-}
+def test_a_signal_after_the_last_step_of_a_stage_stops_there(
+  tmp_path, monkeypatch
+):
+  begun = []
+
+  def run(config, workdir):
+    begun.append(workdir.rpartition('/')[2])
+    (tmp_path / begun[-1]).mkdir()
+    (tmp_path / begun[-1] / 'summary.json').write_text('{}')
+    with process.stop_on_signal():  # As a run does.
+      if begun == ['base']:
+        signal.raise_signal(signal.SIGTERM)
+    return {}
+
+  kinds = {
+    name: kind._replace(carry_out=run) for name, kind in pipeline.KINDS.items()
+  }
+  monkeypatch.setattr(pipeline, 'KINDS', kinds)
+  c = small_recipe.get_config()
+  c.table, c.order = ConfigDict(), ('base', 'zero')
+  assert pipeline.carry_out(c, str(tmp_path)) is None
+  assert begun == ['base']
+  assert pipeline.carry_out(c, str(tmp_path)) == {'base': {}, 'zero': {}}
+  assert begun == ['base', 'zero']
+
+
+KILLS = (  # When: in which stage, what it has just printed, seconds after.
+  ('stage 1 of 4', 'compile', 0.0),  # Before anything was learnt.
+  ('stage 1 of 4', '3/3', 0.2),  # Between pre-training and its evaluation.
+  ('stage 2 of 4', '', 0.5),
+  ('stage 3 of 4', '', 1.0),
+  ('stage 3 of 4', 'kept', 0.0),
+  ('stage 4 of 4', '', 2.0),
+)
+JUDGED_KILLS = (
+  ('stage 2 of 5', 'kept', 0.0),
+  ('stage 3 of 5', '', 1.0),
+  ('stage 3 of 5', 'compile', 0.3),  # Among its steps, as those below.
+  ('stage 3 of 5', 'evaluation after', 0.0),
+  ('stage 5 of 5', 'evaluation before', 0.3),
+  ('stage 5 of 5', 'evaluation after', 0.0),
+)
+
+
+def killed(line, stage, words, seconds) -> bool:
+  """Starts it again; of a stage that is done nothing is said any more."""
+  with command.start(*line) as started:
+    reached = False
+    for said in started.stdout:
+      reached |= stage in said
+      if reached and words in said:
+        time.sleep(seconds)
+        started.kill()
+        break
+    started.wait()
+    return started.returncode == -signal.SIGKILL
 
 
 @pytest.mark.slow
-def test_a_recipe_that_is_killed_anywhere_goes_on_exactly(tmp_path):
+@pytest.mark.parametrize(
+  'config,order,kills,files',
+  [
+    (
+      '',
+      ('base', 'zero', 'said', 'cold'),
+      KILLS,
+      ('table.json', f'said/{rejection.FILE}'),
+    ),
+    (
+      ':judged',
+      ('base', 'pairs', 'helpful', 'student', 'taught'),
+      JUDGED_KILLS,
+      (f'pairs/{rejection.PAIRS}',),
+    ),
+  ],
+)
+def test_a_recipe_that_is_killed_anywhere_goes_on_exactly(
+  config, order, kills, files, tmp_path
+):
   def line(name):
     return [
       'experiments/r1.py',
-      '--config=tests/small_recipe.py',
-      "--config.order=('base', 'zero', 'said', 'cold')",
+      f'--config=tests/small_recipe.py{config}',
+      f'--config.order={order!r}',
       f'--workdir={tmp_path / name}',
     ]
 
   whole = command.run(*line('whole'))
   assert whole.returncode == 0, whole.stderr
-  killed = 0
-  for words, seconds in KILLS.items():
-    with command.start(*line('cut')) as process:
-      for said in process.stdout:
-        if words in said:
-          time.sleep(seconds)
-          process.kill()
-          break
-      process.wait()
-      killed += process.returncode == -signal.SIGKILL
-  assert killed >= 4  # Of a stage that is done nothing is said any more.
+  assert sum(killed(line('cut'), *kill) for kill in kills) >= 4
   done = command.run(*line('cut'))
   assert done.returncode == 0, done.stderr
-  tables = [
-    (tmp_path / name / 'table.json').read_text() for name in ('whole', 'cut')
-  ]
-  assert tables[0] == tables[1]
-  kept = [
-    (tmp_path / name / 'said' / rejection.FILE).read_text()
-    for name in ('whole', 'cut')
-  ]
-  assert kept[0] == kept[1]
-  for stage in ('base', 'zero', 'cold'):
-    ours, theirs = (weights(tmp_path / x, stage) for x in ('whole', 'cut'))
-    np.testing.assert_array_equal(ours, theirs)
+  for file in files:
+    ours, theirs = (tmp_path / x / file for x in ('whole', 'cut'))
+    assert ours.read_text() == theirs.read_text()
+  for stage in order:
+    if (tmp_path / 'whole' / stage / 'checkpoints').exists():
+      ours, theirs = (state(tmp_path / x / stage) for x in ('whole', 'cut'))
+      assert ours.keys() == theirs.keys()
+      for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], name)

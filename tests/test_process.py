@@ -37,6 +37,20 @@ def test_without_a_signal_the_handlers_come_back():
   assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_in_a_stage_stops_its_recipe_too(interruptible):
+  with process.stop_on_signal() as recipe:
+    with process.stop_on_signal() as stage:
+      os.kill(os.getpid(), signal.SIGINT)
+    assert stage and recipe
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+  with process.stop_on_signal() as recipe:
+    with process.stop_on_signal() as stage:
+      pass
+    os.kill(os.getpid(), signal.SIGINT)
+    assert recipe and not stage
+
+
 def test_keeping_memory_may_be_asked_for_twice():
   process.keep_memory()
   process.keep_memory()
