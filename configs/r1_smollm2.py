@@ -44,23 +44,22 @@ def common(smoke: bool) -> ConfigDict:
   c.model.update(variant='smollm2_135m', init=WEIGHTS, unroll=True)
   c.tokenizer.path = WEIGHTS
   c.data.update(name='sums', knobs={'digits': '2+1'}, heldout=0.25)
-  c.data.update(prompts=8, max_prompt=136, shots=SHOTS)
+  c.data.update(prompts=4, max_prompt=136, shots=SHOTS)
   c.pretrain.update(rows=8, width=176)
   c.pretrain.optim.update(lr=2e-5, warmup=4)
   c.rollout.update(group_size=8, max_tokens=40)
   c.optim.update(lr=2e-5, warmup=5)
-  c.updates.update(microbatches=2, head_chunk=512)
+  c.updates.head_chunk = 512
   c.eval.update(problems=28, batch=28)
   c.sample.least = {'answer': 1.0, 'format': 1.0}
-  c.steps = 24
-  c.checkpoint.every = 12
+  c.steps = 32
+  c.checkpoint.every = 16
   if smoke:  # What it writes is never right.
     c.model.update(variant='tiny', init='', unroll=False)
     c.tokenizer.update(path='', vocab_size=96)
     c.data.update(prompts=2, shots=())
     c.rollout.update(group_size=2, max_tokens=8)
     c.pretrain.rows = 2
-    c.updates.microbatches = 1
     c.eval.update(problems=4, batch=4)
     c.sample.least = {'format': 0.0}
     c.steps = 2

@@ -144,6 +144,9 @@ def _build(c: ConfigDict, folder: epath.Path, mesh, dataset) -> Run:
   published = bool(c.model.init) and not goes_on
   if published:
     initial.check(c.model.init, _model(c, vocab_size=None))
+    initial.check_variant(
+      c.model.init, c.model.name, c.model.variant, c.model.sizes.to_dict()
+    )
 
   if dataset is None:
     with progress.bar('problems') as advance:
@@ -696,7 +699,7 @@ def _encoder(c, tokenizer, examples):
     prompts.encode,
     to_ids=to_ids,
     max_prompt=c.data.max_prompt,
-    answer_bytes=max(len(example.answer.encode()) for example in examples),
+    answer_bytes=max(1, *(len(x.answer.encode()) for x in examples)),
     refer=refer,
     widths=widths,
   )

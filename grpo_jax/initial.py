@@ -104,6 +104,35 @@ def check(path: str, model: Model) -> None:
     raise ValueError(f'{path}: the model has no place for {min(extra)!r}')
 
 
+def check_variant(path: str, name: str, variant: str, sizes: dict) -> None:
+  """Compares what no shape tells, such as rotary positions and windows.
+
+  Args:
+    path: of published weights.
+    name: the file in models/.
+    variant: one of it; '' is the path's own.
+    sizes: what is to be otherwise than in the variant, and is not compared.
+
+  Raises:
+    ValueError: the weights say that they are another model.
+  """
+  theirs_name, theirs = architecture(path)
+  if not variant:
+    return
+  if name != theirs_name:
+    raise ValueError(
+      f'{path} is for model.name={theirs_name!r}, not for {name!r}'
+    )
+  module = importlib.import_module(f'grpo_jax.models.{name}')
+  ours = dataclasses.asdict(module.VARIANTS[variant])
+  for key, value in theirs.items():
+    if key not in sizes and ours[key] != value:
+      raise ValueError(
+        f'{path} has {key}={value}, model.variant={variant!r} has {ours[key]}: '
+        "model.variant='' takes what the weights say"
+      )
+
+
 def load(path: str, model: Model, shardings: Params, seed: int = 0) -> Params:
   """The parameters, in the shardings given; raises what check raises.
 

@@ -68,6 +68,17 @@ def test_json_is_all_that_is_printed(workdir):
   assert advantages == sorted(advantages, reverse=True)
 
 
+def test_a_question_may_have_no_answer_that_is_known(workdir):
+  line = 'experiments/sample.py --workdir runs/quickstart "Last digit?" --n 2'
+  done = run(line, workdir, '--json')
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  assert found['answer'] is None
+  assert [x['reward_parts']['answer'] for x in found['completions']] == 2 * [
+    None
+  ]
+
+
 def test_what_is_no_policy_is_told_in_one_line(tmp_path):
   done = run('experiments/sample.py --workdir runs/quickstart hi', tmp_path)
   assert done.returncode == 1

@@ -11,10 +11,11 @@ import pytest
 from grpo_jax import pipeline
 
 ALL = sorted(path.name for path in (command.ROOT / 'configs').glob('*.py'))
-RECIPES = ['r1_671b.py', 'r1_mini.py', 'r1_zero_671b.py']
-FIRST = {  # Of 12 and 18 stages, which take minutes.
+RECIPES = ['r1_671b.py', 'r1_mini.py', 'r1_smollm2.py', 'r1_zero_671b.py']
+FIRST = {  # Of 12, 18 and 5 stages, which take minutes.
   'r1_671b.py': ('r1_zero', 'r1_zero_longer', 'zero_said', 'cold_start'),
   'r1_mini.py': ('base', 'r1_zero', 'zero_said', 'cold_start'),
+  'r1_smollm2.py': ('base', 'r1_zero', 'zero_said', 'cold_start'),
 }
 CONFIGS = [name for name in ALL if name not in RECIPES]
 IN_NOTEBOOKS = ['gsm8k_gemma3_270m.py']  # Their smoke runs there.

@@ -1,5 +1,6 @@
 """Runs that start from published weights, without a word of what they are."""
 
+import dataclasses
 import json
 
 import command
@@ -10,9 +11,9 @@ import pytest
 import safetensors.numpy
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from grpo_jax import build, train
+from grpo_jax import build, initial, train
 from grpo_jax import config as config_lib
-from grpo_jax.models import lora
+from grpo_jax.models import llama, lora
 
 pytestmark = pytest.mark.slow
 
@@ -164,6 +165,28 @@ def assert_peft(folder, layers, base):
 def test_a_variant_is_left_out_only_with_published_weights(tmp_path):
   with pytest.raises(ValueError, match="variant='' is that of the weights"):
     build.build(small(''), str(tmp_path / 'run'))
+
+
+def test_a_named_variant_is_that_of_the_weights(tmp_path, monkeypatch):
+  init = folder(tmp_path / 'hub')  # Of which only shapes could be compared.
+  name, sizes = initial.architecture(str(init))
+  own = llama.Sizes(**sizes)
+  other = dataclasses.replace(own, rope_theta=5.0)
+  monkeypatch.setitem(llama.VARIANTS, 'own', own)
+  monkeypatch.setitem(llama.VARIANTS, 'other', other)
+
+  def made(workdir, **knobs):
+    c = small(init)
+    c.model.update(knobs)
+    return build.build(c, str(tmp_path / workdir)).model
+
+  assert made('1', variant='own')
+  message = f"rope_theta={own.rope_theta}, model.variant='other' has 5.0"
+  with pytest.raises(ValueError, match=message):
+    made('2', variant='other')
+  assert made('3', variant='other', sizes={'rope_theta': 7.0})  # On purpose.
+  with pytest.raises(ValueError, match="model.name='llama', not for 'gemma3'"):
+    initial.check_variant(str(init), 'gemma3', 'tiny', {})
 
 
 def test_adapters_keep_base_and_moments_apart(tmp_path):
