@@ -16,6 +16,9 @@ import small_recipe
 
 from grpo_jax import build, initial, pipeline, process, rejection, train
 
+# Orbax warns that it places arrays as they were saved, which is wanted.
+pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
+
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
