@@ -116,9 +116,9 @@ def check_variant(path: str, name: str, variant: str, sizes: dict) -> None:
   Raises:
     ValueError: the weights say that they are another model.
   """
-  theirs_name, theirs = architecture(path)
   if not variant:
     return
+  theirs_name, theirs = architecture(path)
   if name != theirs_name:
     raise ValueError(
       f'{path} is for model.name={theirs_name!r}, not for {name!r}'

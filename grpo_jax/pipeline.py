@@ -188,7 +188,7 @@ def carry_out(c: ConfigDict, workdir: str) -> dict[str, Summary] | None:
         if run(configure(c, name, workdir).lock(), str(folder / name)) is None:
           return None
       summaries[name] = json.loads(path.read_text())
-      if c.table and _is_policy(own) and not _compare(c, name, workdir):
+      if c.table and _is_compared(own) and not _compare(c, name, workdir):
         return None
       # A signal after the last step of a stage leaves that stage done.
       if stop and jax.process_count() == 1 and name != c.order[-1]:
@@ -287,6 +287,7 @@ class Kind(NamedTuple):
   weights: bool = False  # Whether it cannot begin with random ones.
   data: bool = False  # Whether it can imitate completions.
   teacher: bool = False  # Whether it needs one.
+  policy: bool = True  # Whether others can begin with its weights.
 
 
 KINDS = {
@@ -294,8 +295,10 @@ KINDS = {
   'sft': Kind(fit.fit, ('pretrain',), data=True),
   'grpo': Kind(fit.fit, ('rl',)),
   'distill': Kind(fit.fit, ('rl',), weights=True, teacher=True),
-  'reward_model': Kind(fit_preference.fit, (), weights=True, data=True),
-  'sample': Kind(rejection.sample, (), weights=True),
+  'reward_model': Kind(
+    fit_preference.fit, (), weights=True, data=True, policy=False
+  ),
+  'sample': Kind(rejection.sample, (), weights=True, policy=False),
   'evaluate': Kind(fit.fit, (), weights=True),
 }
 
@@ -308,13 +311,11 @@ def _check(c: ConfigDict, name: str) -> None:
   earlier = {}
   for other in c.order[: c.order.index(name)]:
     earlier[other] = c.stages[other].kind
-  trained = [
-    x for x, k in earlier.items() if KINDS[k].phases or k == 'evaluate'
-  ]
-  if own.start and own.start not in trained:
+  policies = [x for x, k in earlier.items() if KINDS[k].policy]
+  if own.start and own.start not in policies:
     raise ValueError(
       f'start={own.start!r} is not an earlier stage with weights: '
-      f'{", ".join(trained) or "there is none"}'
+      f'{", ".join(policies) or "there is none"}'
     )
   if kind.weights and not (own.start or own.config.model.init):
     raise ValueError(f'{own.kind!r} needs a start, or config.model.init')
@@ -323,10 +324,10 @@ def _check(c: ConfigDict, name: str) -> None:
   if bool(own.teacher) != kind.teacher:
     needs = 'needs one' if kind.teacher else 'has none'
     raise ValueError(f'teacher={own.teacher!r}: {own.kind!r} {needs}')
-  if own.teacher and own.teacher not in trained:
+  if own.teacher and own.teacher not in policies:
     raise ValueError(
       f'teacher={own.teacher!r} is not an earlier stage with weights: '
-      f'{", ".join(trained)}'
+      f'{", ".join(policies)}'
     )
   judges = [x for x, k in earlier.items() if k == 'reward_model']
   if own.judge and own.judge not in judges:
@@ -351,10 +352,10 @@ def _check(c: ConfigDict, name: str) -> None:
       raise ValueError(f'config.{knob}={steps}: {own.kind!r} has {need}')
 
 
-def _is_policy(stage: ConfigDict) -> bool:
-  """Whether the table has a row for it: what it trained, or was published."""
-  published = stage.kind == 'evaluate' and not stage.start
-  return bool(KINDS[stage.kind].phases) or published
+def _is_compared(stage: ConfigDict) -> bool:
+  """Whether the table has a row for it: a policy that no other stage made."""
+  kind = KINDS[stage.kind]
+  return kind.policy and bool(kind.phases or not stage.start)
 
 
 def _weights(c: ConfigDict, name: str, folder: epath.Path) -> str:
