@@ -1,7 +1,7 @@
 r"""Asks a policy: one question, a group of completions, or a chat.
 
   python experiments/sample.py --workdir runs/quickstart \
-      "Start at 8: -1 -2 +3. Last digit?"
+      "Start at 8: -1 -2 +3 -1. Last digit?"
   python experiments/sample.py --workdir runs/quickstart --problem 3 --n 8
   python experiments/sample.py --model hf://Qwen/Qwen3-0.6B
 

@@ -41,7 +41,7 @@ def test_commands_of_readme_work(line, workdir):
 
 @pytest.mark.slow
 def test_a_chat_without_a_chat_template_asks_each_question_by_itself(workdir):
-  question = 'Start at 8: -1 -2 +3. Last digit?'
+  question = 'Start at 8: -1 -2 +3 -1. Last digit?'
   long = f'Start at 1:{40 * " +1"}. Last digit?'
   done = subprocess.run(
     [sys.executable, 'experiments/sample.py', '--workdir', workdir],

@@ -60,7 +60,7 @@ TESTED = {
     'test_preflight.test_the_command_shows_the_first_batch_and_leaves_nothing'
   ),
   'python experiments/sample.py --workdir runs/quickstart '
-  '"Start at 8: -1 -2 +3. Last digit?"': (
+  '"Start at 8: -1 -2 +3 -1. Last digit?"': (
     'test_ask_commands.test_commands_of_readme_work'
   ),
   'python experiments/sample.py --workdir runs/quickstart --problem 3 --n 8': (
