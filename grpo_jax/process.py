@@ -38,11 +38,16 @@ def keep_memory() -> None:
   gradient of the quickstart's model on 4,096 tokens took 159 ms without this
   and 94 ms with it (2 CPU cores). Linux with glibc only; elsewhere it does
   nothing.
+
+  Threads keep arenas of their own. One for all (MALLOC_ARENA_MAX=1) is torn by
+  what compilation leaves in it, and each operation searches it: a step of shape
+  S1 in experiments/benchmark.py took 1.60 s instead of 1.17. Only where buffers
+  exceed 64 MiB, which glibc maps afresh from such an arena, is one faster
+  (SmolLM2-135M: 23.9 instead of 26.9 s). Preloading tcmalloc beats both.
   """
   libc = _glibc()
   if libc is None:
     return
-  libc.mallopt(-8, 1)  # M_ARENA_MAX: one arena, so that memory is found again.
   libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings of their own.
   # M_TRIM_THRESHOLD: never give back what is freed. (Above 2 GiB, the largest
   # number that fits, a step of SmolLM2-135M took 20.1 s instead of 15.7.)
