@@ -10,6 +10,8 @@ experiments/RESULTS.md has all stages): base 46%, R1-Zero 56%, RL-1 59%,
 fine-tuning on its samples 60%, RL-2 58%; student distilled 43%, by RL 40%.
 """
 
+import math
+
 from ml_collections import ConfigDict
 
 from grpo_jax import config as config_lib
@@ -27,38 +29,39 @@ def get_config(arg: str = '') -> ConfigDict:
   talk = but(c, data__knobs__kinds='tell', reward={'judge': JUDGE, **FORM})
   talk.eval.right = 'judge'
   one_script = but(rules, reward=rule(language=0.2))
-  least, liked = {'right': 1.0, 'format': 1.0, 'language': 1.0}, {'judge': 1.0}
+  least, good = {'right': 1.0, 'format': 1.0, 'language': 1.0}, {'judge': 2.0}
   if arg.smoke:  # What it says is nothing of all that, but long or short.
-    least, liked, n, margin = {'format': 0.0}, {'judge': -1.0}, 16, 1e-3
+    least, good, n, margin = {'format': 0.0}, {'judge': -1.0}, 16, 1e-3
     talk.reward.overlong = {'weight': 1.0, 'cache': 12}
   kept = but(one_script, eval__samples=4, sample__least=least)
   told = but(talk, eval__samples=4, sample__problems=n)
-  small = but(rules, model__sizes={'layers': 1})
+  small = but(c, model__sizes={'layers': 1})
   return pipeline.recipe(
-    table=one_script,
+    table=everything(c),
     base=stage('pretrain', c),
     r1_zero=stage('grpo', rules, 'base'),
     # The best completion of a group is its label: another algorithm.
-    best_of_group=stage('grpo', best(rules), 'base'),
+    best_of_group=stage('grpo', but(rules, algorithm='best_of_group'), 'base'),
     # Cold start: some readable texts of R1-Zero.
     zero_said=stage('sample', but(kept, sample__problems=n), 'r1_zero'),
     cold_start=stage('sft', tuned(c, 100), 'base', 'zero_said'),
     rl_1=stage('grpo', one_script, 'cold_start'),
     # Rejection sampling and general data, for the base once more.
     rl_1_said=stage('sample', but(kept, sample__problems=4 * n), 'rl_1'),
-    base_told=stage('sample', but(told, sample__least=liked), 'base'),
+    base_told=stage('sample', but(told, sample__least={'judge': 1.0}), 'base'),
     sft=stage('sft', tuned(c, 400), 'base', 'rl_1_said,base_told'),
     # Somebody prefers texts, and a model learns which.
     pairs=stage('sample', but(told, sample__margin=margin), 'sft'),
     helpful=stage('reward_model', c, 'sft', 'pairs'),
     # Rules at a lower temperature; the reward model in the last part alone.
-    rl_2_rules=stage('grpo', but(one_script, rollout__temperature=0.7), 'sft'),
+    rl_2_rules=stage('grpo', second(one_script, 2 / 3), 'sft'),
     rl_2=stage('grpo', helped(c), 'rl_2_rules', judge='helpful'),
     # Distillation: a smaller student imitates, or does RL alone.
     r1_said=stage('sample', but(kept, sample__problems=4 * n), 'rl_2'),
+    r1_told=stage('sample', but(told, sample__least=good), 'rl_2'),
     student=stage('pretrain', small),
-    distilled=stage('sft', tuned(small, 800), 'student', 'r1_said'),
-    student_rl=stage('grpo', small, 'student'),
+    distilled=stage('sft', tuned(small, 500), 'student', 'r1_said,r1_told'),
+    student_rl=stage('grpo', but(rules, model=small.model), 'student'),
     on_policy=stage('distill', small, 'student', teacher='rl_2'),
   )
 
@@ -82,23 +85,33 @@ def rule(**more: float) -> dict:
 PARTS = ('answer', 'countdown')
 
 
+def everything(c: ConfigDict) -> ConfigDict:
+  """All kinds of problems; talk is right if somebody likes it."""
+  liked = {'function': 'grpo_jax.datasets.two_scripts:liked', 'weight': 0.0}
+  parts = (*PARTS, 'liked')
+  reward = rule(language=0.2) | {'liked': liked}
+  reward['right'] = reward['right'] | {'parts': parts}
+  return but(c, reward=reward, eval__problems=4 * c.eval.problems)
+
+
 def common(smoke: bool) -> ConfigDict:
   """What the stages share."""
   c = config_lib.default()
+  c.cpu_devices = 2
   c.model.update(variant='quickstart', unroll=True)
   c.tokenizer.vocab_size = 96
   c.data.update(name='two_scripts', prompts=16, max_prompt=20)
   c.data.knobs.kinds = 'sum+countdown+quadratic+tell'
-  c.pretrain.update(steps=1200, rows=16, width=160)
+  c.pretrain.update(steps=1000, rows=16, width=160)
   c.pretrain.optim.update(lr=2e-3, b2=0.95)
-  c.rollout.update(group_size=8, max_tokens=96)
+  c.rollout.update(group_size=8, max_tokens=80)
   c.reward = rule()
-  c.optim.update(lr=1e-4)
-  c.preference.update(steps=100, rows=16, max_tokens=120)
+  c.optim.update(lr=1.5e-4, warmup=5)
+  c.preference.update(steps=200, rows=16, max_tokens=120)
   c.preference.optim.update(lr=3e-4)
-  c.eval.update(right='right', problems=512)
+  c.eval.update(right='right', problems=128)
   c.sample.keep = 2
-  c.steps = 80
+  c.steps = 60
   if smoke:
     c.model.variant = 'tiny'
     c.data.knobs.problems = 400
@@ -111,19 +124,20 @@ def common(smoke: bool) -> ConfigDict:
   return c
 
 
-def best(c: ConfigDict) -> ConfigDict:
-  return but(c, algorithm='best_of_group')
-
-
 def tuned(c: ConfigDict, steps: int) -> ConfigDict:
   """Fine-tuning, at a lower learning rate."""
   steps = min(steps, c.pretrain.steps)
   return but(c, pretrain__steps=steps, pretrain__optim__lr=5e-4)
 
 
+def second(c: ConfigDict, share: float) -> ConfigDict:
+  """A part of the second RL: smaller steps at a lower temperature."""
+  lr, steps = c.optim.lr / 3, math.ceil(share * c.steps)
+  return but(c, rollout__temperature=0.7, optim__lr=lr, steps=steps)
+
+
 def helped(c: ConfigDict) -> ConfigDict:
   """All kinds of problems; the reward model scores what has no rule."""
   judge = {'weight': 0.3, 'only': 'kind=tell'}
   reward = rule(language=0.2) | {'reward_model': judge}
-  steps = -(-c.steps // 4)
-  return but(c, reward=reward, rollout__temperature=0.7, steps=steps)
+  return second(but(c, reward=reward), 1 / 3)

@@ -101,11 +101,11 @@ def test_matches_are_counted_as_findall_counts_them(regex, as_words, data):
 @pytest.mark.parametrize(
   'scripts,expected',
   [
-    (['latin'], 4),
-    (['han'], 2),
-    (['cyrillic'], 1),
-    (['latin', 'cyrillic'], 5),
-    (['greek', 'kana', 'han', 'other'], 4),
+    (('latin',), 4),
+    (('han',), 2),
+    (('cyrillic',), 1),
+    (('latin', 'cyrillic'), 5),
+    (('greek', 'kana', 'han', 'other'), 4),
   ],
 )
 def test_words_are_counted_by_script(scripts, expected):
@@ -174,7 +174,7 @@ def test_counting_nothing_and_unknown_scripts_are_refused():
   with pytest.raises(ValueError, match='matches the empty text'):
     automata.count('a*')
   with pytest.raises(ValueError, match="'klingon' is not one of latin, greek"):
-    words_lib.words(['klingon'])
+    words_lib.words(('klingon',))
 
 
 def test_a_machine_has_as_few_states_as_there_can_be():

@@ -98,11 +98,13 @@ def test_the_judge_counts_what_is_true(text, score):
     text, prompt='tell 12', columns={'kind': 'tell'}
   )
   assert two_scripts.judge(completion) == score
+  assert two_scripts.liked(completion) == float(score >= 2)
 
 
 def test_the_judge_leaves_other_kinds_alone():
   completion = records.Completion('7', '3+4', columns={'kind': 'sum'})
   assert two_scripts.judge(completion) is None
+  assert two_scripts.liked(completion) is None
 
 
 def test_each_kind_is_scored_by_its_own_rule():

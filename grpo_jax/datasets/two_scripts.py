@@ -25,7 +25,7 @@ import re
 from grpo_jax.datasets import Example, countdown
 from grpo_jax.rewards.host.records import Completion
 
-VERSION = '1.0.0'
+VERSION = '1.1.0'
 
 KINDS = ('sum', 'countdown', 'quadratic', 'tell')
 GREEK = {
@@ -126,6 +126,12 @@ def judge(completion: Completion) -> float | None:
   return len(true) - 2.0 * false - 0.5 * (0 < greek < len(letters))
 
 
+def liked(completion: Completion) -> float | None:
+  """Whether somebody would be content: 1 if `judge` finds 2 or more, else 0."""
+  found = judge(completion)
+  return None if found is None else float(found >= 2)
+
+
 def _sum(rng: random.Random, slips: float) -> Example:
   numbers = [rng.randint(10, 60), *(rng.randint(2, 9) for _ in range(3))]
   total, steps = numbers[0], []
@@ -164,7 +170,7 @@ def _quadratic(rng: random.Random) -> Example:
 
 
 def _tell(rng: random.Random) -> Example:
-  n = rng.randint(2, 2999)
+  n = rng.randint(2, 999)
   things = [
     'odd' if n % 2 else 'even',
     f'after {n - 1}',

@@ -62,6 +62,6 @@ def reads(
   if words:
     target, others = words_lib.listed(words), tuple(words_lib.SCRIPTS)
   else:
-    target = words_lib.words(scripts)
+    target = words_lib.words(tuple(scripts))
     others = tuple(x for x in words_lib.SCRIPTS if x not in scripts)
   return {'target': target, 'other': words_lib.words(others)}

@@ -14,6 +14,7 @@ ASCII and DOTALL set: `.` is any character, `\\d`, `\\s` and `\\w` are ASCII.
 Dimension key here: S states, K classes of characters that are told apart.
 """
 
+import functools
 import re
 from unittest import mock
 
@@ -40,6 +41,7 @@ def whole(regex: str) -> Machine:
   return over_bytes(Letters(next_SK, hits_SK, final_S, classes), regex)
 
 
+@functools.cache  # A recipe reads the same ones for each of its stages.
 def count(regex: str, as_words: bool = False) -> Machine:
   """How many matches stand one after the other, each as short as it can be.
 

@@ -7,6 +7,7 @@ Dimension key here: S states, K classes of characters that are told apart.
 """
 
 from collections.abc import Sequence
+import functools
 import re
 
 import numpy as np
@@ -54,7 +55,8 @@ _SINGLE = ('kana', 'han')
 _JOINERS = "'-\u2019"  # They do not end a word that they stand in.
 
 
-def words(scripts: Sequence[str]) -> Machine:
+@functools.cache
+def words(scripts: tuple[str, ...]) -> Machine:
   """How many words are written in these scripts.
 
   A word is a run of their letters, with apostrophes and hyphens; a character
