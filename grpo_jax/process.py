@@ -39,11 +39,11 @@ def keep_memory() -> None:
   and 94 ms with it (2 CPU cores). Linux with glibc only; elsewhere it does
   nothing.
 
-  Threads keep arenas of their own. One for all (MALLOC_ARENA_MAX=1) is torn by
-  what compilation leaves in it, and each operation searches it: a step of shape
-  S1 in experiments/benchmark.py took 1.60 s instead of 1.17. Only where buffers
-  exceed 64 MiB, which glibc maps afresh from such an arena, is one faster
-  (SmolLM2-135M: 23.9 instead of 26.9 s). Preloading tcmalloc beats both.
+  Threads keep arenas of their own. One for all is torn by what compilation
+  leaves in it, and each operation searches it: with MALLOC_ARENA_MAX=1 a step
+  of shape S2 in experiments/benchmark.py took 1.05 s instead of 0.79, and 0.74
+  with tcmalloc preloaded. Only for buffers above 64 MiB, which glibc maps
+  afresh from such an arena, is one faster (S3 24 instead of 27 s).
   """
   libc = _glibc()
   if libc is None:
