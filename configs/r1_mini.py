@@ -10,8 +10,6 @@ experiments/RESULTS.md has all stages): base 46%, R1-Zero 56%, RL-1 59%,
 fine-tuning on its samples 60%, RL-2 58%; student distilled 43%, by RL 40%.
 """
 
-import math
-
 from ml_collections import ConfigDict
 
 from grpo_jax import config as config_lib
@@ -23,21 +21,30 @@ from grpo_jax.pipeline import but, stage
 def get_config(arg: str = '') -> ConfigDict:
   arg = config_lib.parse_arg(arg, smoke=False)
   c = common(arg.smoke)
-  n, margin = 512, 1.0  # Problems to sample for, and what makes a pair.
+  # Problems to sample for, what makes a pair, and what is told well enough.
+  n, margin, fair, good = 512, 1.0, 1.0, 2.0
   # What has an answer that can be checked, and what somebody has to judge.
   rules = but(c, data__knobs__kinds='sum+countdown+quadratic')
-  talk = but(c, data__knobs__kinds='tell', reward={'judge': JUDGE, **FORM})
+  talk = but(
+    c, data__knobs__kinds='tell', reward={'judge': JUDGE, 'format': 0.1}
+  )
   talk.eval.right = 'judge'
   one_script = but(rules, reward=rule(language=0.2))
-  least, good = {'right': 1.0, 'format': 1.0, 'language': 1.0}, {'judge': 2.0}
+  least = {'right': 1.0, 'format': 1.0, 'language': 1.0}
   if arg.smoke:  # What it says is nothing of all that, but long or short.
-    least, good, n, margin = {'format': 0.0}, {'judge': -1.0}, 16, 1e-3
+    least, n, margin, fair, good = {'format': 0.0}, 16, 1e-3, -1.0, -1.0
     talk.reward.overlong = {'weight': 1.0, 'cache': 12}
   kept = but(one_script, eval__samples=4, sample__least=least)
   told = but(talk, eval__samples=4, sample__problems=n)
+  # All kinds: some have a rule, and somebody likes what is told, or not.
+  parts = rule()['right'] | {'parts': (*PARTS, 'liked')}
+  everything = rule(language=0.2, liked=LIKED, right=parts)
+  asked = {'weight': 0.3, 'only': 'kind=tell'}
+  liked = but(c, reward=rule(language=0.2, reward_model=asked))
+  liked = second(liked, c.steps // 3 or 1)
   small = but(c, model__sizes={'layers': 1})
   return pipeline.recipe(
-    table=everything(c),
+    table=but(c, reward=everything, eval__problems=4 * c.eval.problems),
     base=stage('pretrain', c),
     r1_zero=stage('grpo', rules, 'base'),
     # The best completion of a group is its label: another algorithm.
@@ -48,17 +55,17 @@ def get_config(arg: str = '') -> ConfigDict:
     rl_1=stage('grpo', one_script, 'cold_start'),
     # Rejection sampling and general data, for the base once more.
     rl_1_said=stage('sample', but(kept, sample__problems=4 * n), 'rl_1'),
-    base_told=stage('sample', but(told, sample__least={'judge': 1.0}), 'base'),
+    base_told=stage('sample', but(told, sample__least={'judge': fair}), 'base'),
     sft=stage('sft', tuned(c, 400), 'base', 'rl_1_said,base_told'),
     # Somebody prefers texts, and a model learns which.
     pairs=stage('sample', but(told, sample__margin=margin), 'sft'),
     helpful=stage('reward_model', c, 'sft', 'pairs'),
     # Rules at a lower temperature; the reward model in the last part alone.
-    rl_2_rules=stage('grpo', second(one_script, 2 / 3), 'sft'),
-    rl_2=stage('grpo', helped(c), 'rl_2_rules', judge='helpful'),
+    rl_2_rules=stage('grpo', second(one_script, 2 * c.steps // 3 or 1), 'sft'),
+    rl_2=stage('grpo', liked, 'rl_2_rules', judge='helpful'),
     # Distillation: a smaller student imitates, or does RL alone.
     r1_said=stage('sample', but(kept, sample__problems=4 * n), 'rl_2'),
-    r1_told=stage('sample', but(told, sample__least=good), 'rl_2'),
+    r1_told=stage('sample', but(told, sample__least={'judge': good}), 'rl_2'),
     student=stage('pretrain', small),
     distilled=stage('sft', tuned(small, 500), 'student', 'r1_said,r1_told'),
     student_rl=stage('grpo', but(rules, model=small.model), 'student'),
@@ -67,10 +74,11 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 JUDGE = {'function': 'grpo_jax.datasets.two_scripts:judge'}
-FORM = {'format': 0.1}
+PARTS = ('answer', 'countdown')
+LIKED = {'function': 'grpo_jax.datasets.two_scripts:liked', 'weight': 0.0}
 
 
-def rule(**more: float) -> dict:
+def rule(**more: float | dict) -> dict:
   """Accuracy and form, which a rule tells; what has the weight 0 is watched."""
   return {
     'answer': {'weight': 1.0, 'only': 'kind=sum|quadratic'},
@@ -80,18 +88,6 @@ def rule(**more: float) -> dict:
     'language': 0.0,
     'reflection': {'weight': 0.0, 'phrases': two_scripts.WAIT},
   } | more
-
-
-PARTS = ('answer', 'countdown')
-
-
-def everything(c: ConfigDict) -> ConfigDict:
-  """All kinds of problems; talk is right if somebody likes it."""
-  liked = {'function': 'grpo_jax.datasets.two_scripts:liked', 'weight': 0.0}
-  parts = (*PARTS, 'liked')
-  reward = rule(language=0.2) | {'liked': liked}
-  reward['right'] = reward['right'] | {'parts': parts}
-  return but(c, reward=reward, eval__problems=4 * c.eval.problems)
 
 
 def common(smoke: bool) -> ConfigDict:
@@ -115,7 +111,7 @@ def common(smoke: bool) -> ConfigDict:
   if smoke:
     c.model.variant = 'tiny'
     c.data.knobs.problems = 400
-    c.data.prompts = 2
+    c.data.prompts = 4
     c.pretrain.update(steps=2, rows=2)
     c.rollout.update(group_size=2, max_tokens=12)
     c.preference.update(steps=2, rows=2, heldout=0.5)
@@ -130,14 +126,6 @@ def tuned(c: ConfigDict, steps: int) -> ConfigDict:
   return but(c, pretrain__steps=steps, pretrain__optim__lr=5e-4)
 
 
-def second(c: ConfigDict, share: float) -> ConfigDict:
+def second(c: ConfigDict, steps: int) -> ConfigDict:
   """A part of the second RL: smaller steps at a lower temperature."""
-  lr, steps = c.optim.lr / 3, math.ceil(share * c.steps)
-  return but(c, rollout__temperature=0.7, optim__lr=lr, steps=steps)
-
-
-def helped(c: ConfigDict) -> ConfigDict:
-  """All kinds of problems; the reward model scores what has no rule."""
-  judge = {'weight': 0.3, 'only': 'kind=tell'}
-  reward = rule(language=0.2) | {'reward_model': judge}
-  return second(but(c, reward=reward), 1 / 3)
+  return but(c, rollout__temperature=0.7, optim__lr=5e-5, steps=steps)
