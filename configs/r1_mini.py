@@ -41,8 +41,8 @@ def get_config(arg: str = '') -> ConfigDict:
   parts = rule()['right'] | {'parts': (*PARTS, 'liked')}
   everything = rule(language=0.2, liked=LIKED, right=parts)
   asked = {'weight': 0.3, 'only': 'kind=tell'}
-  liked = but(c, reward=rule(language=0.2, reward_model=asked))
-  liked = second(liked, c.steps // 3 or 1)
+  helped = but(c, reward=rule(language=0.2, reward_model=asked))
+  helped = second(helped, c.steps // 3 or 1)
   small = but(c, model__sizes={'layers': 1})
   return pipeline.recipe(
     table=but(c, reward=everything, eval__problems=4 * c.eval.problems),
@@ -63,7 +63,7 @@ def get_config(arg: str = '') -> ConfigDict:
     helpful=stage('reward_model', c, 'sft', 'pairs'),
     # Rules at a lower temperature; the reward model in the last part alone.
     rl_2_rules=stage('grpo', second(one_script, 2 * c.steps // 3 or 1), 'sft'),
-    rl_2=stage('grpo', liked, 'rl_2_rules', judge='helpful'),
+    rl_2=stage('grpo', helped, 'rl_2_rules', judge='helpful'),
     # Distillation: a smaller student imitates, or does RL alone.
     r1_said=stage('sample', but(kept, sample__problems=4 * n), 'rl_2'),
     r1_told=stage('sample', but(told, sample__least={'judge': good}), 'rl_2'),
