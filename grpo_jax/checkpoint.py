@@ -9,6 +9,7 @@ the checkpoints a workdir holds the config that made it, and refuses another.
 from collections.abc import Callable, Mapping
 import itertools
 import json
+import logging
 import math
 import sys
 from typing import Any
@@ -208,6 +209,7 @@ def hide_orphans() -> None:
   Orbax gives up at that one; each array that is still being read would then
   print a traceback because nobody waits for it, some of them much later.
   """
+  logging.getLogger('asyncio').addFilter(_somebody_waits)
   hook = sys.unraisablehook
 
   def other(news):
@@ -215,6 +217,10 @@ def hide_orphans() -> None:
       hook(news)
 
   sys.unraisablehook = other
+
+
+def _somebody_waits(record: logging.LogRecord) -> bool:
+  return 'exception was never retrieved' not in record.getMessage()
 
 
 def _put_aside(folder: epath.Path) -> None:

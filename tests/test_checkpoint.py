@@ -1,5 +1,7 @@
 """A checkpoint gives back every bit, and a workdir belongs to one config."""
 
+import asyncio
+import logging
 import math
 
 from etils import epath
@@ -285,6 +287,21 @@ def test_an_unreadable_newest_falls_back_to_the_one_before(
 
 
 @unread
+def test_of_arrays_that_nobody_waits_for_nothing_is_heard(caplog):
+  async def read():
+    raise ValueError('cut short')
+
+  async def read_all():
+    orphan = asyncio.ensure_future(read())
+    await asyncio.sleep(0)
+    del orphan
+
+  checkpoint.hide_orphans()
+  asyncio.run(read_all())
+  logging.getLogger('asyncio').error('what else it says')
+  assert caplog.messages == ['what else it says']
+
+
 def test_as_many_as_are_unreadable_are_gone_back(folder, capsys):
   save_all(folder, [0.9, 0.1, 0.2])  # The best one is the last resort.
   for damage, step in (('emptied', '3'), ('data gone', '2')):

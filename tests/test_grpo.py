@@ -218,8 +218,11 @@ def test_a_teacher_has_a_model_of_its_own_and_pulls_the_policy_to_it(rolled):
     return jnp.sum(half_PGT * mask_PGT) / mask_PGT.sum()
 
   grads = jax.grad(squared)(params())
-  assert optax.tree.norm(grads) > 0.01
-  assert_same(moved.params, jax.tree.map(jnp.subtract, params(), grads))
+  norm = float(optax.tree.norm(grads))
+  assert norm > 0.01
+  wanted = jax.tree.map(jnp.subtract, params(), grads)
+  # Of one pass and of two microbatches; float32 adds up otherwise in each.
+  assert_same(moved.params, wanted, atol=3e-6 * norm)
 
 
 @pytest.mark.parametrize('knobs', [{}, {'aggregate': aggregate.sequence_mean}])
