@@ -73,6 +73,7 @@ class Shape:
   microbatches: int = 1
   head_chunk: int = 8192
   cpu_devices: int = 1
+  stages: int = 1
 
 
 def _sizes(layers, width, heads, kv_heads, feed_forward, vocab_size):
@@ -97,9 +98,16 @@ SHAPES = {
     kl=0.04,
     sizes=_sizes(4, 128, 4, 2, 512, 512),
     cpu_devices=2,
+    stages=4,
   ),
   'S2': Shape(
-    8, 8, 32, 64, sizes=_sizes(4, 256, 8, 4, 672, 259), cpu_devices=2
+    8,
+    8,
+    32,
+    64,
+    sizes=_sizes(4, 256, 8, 4, 672, 259),
+    cpu_devices=2,
+    stages=4,
   ),
   'S3': Shape(4, 8, 64, 64, variant='smollm2_135m'),
 }
@@ -144,7 +152,11 @@ def make_run(shape: Shape) -> build.Run:
   c = config.default()
   c.model.update(variant=shape.variant, sizes=shape.sizes, unroll=True)
   c.data.update(prompts=shape.prompts, max_prompt=shape.prompt)
-  c.rollout.update(group_size=shape.group_size, max_tokens=shape.completion)
+  c.rollout.update(
+    group_size=shape.group_size,
+    max_tokens=shape.completion,
+    stages=shape.stages,
+  )
   c.updates.update(microbatches=shape.microbatches, head_chunk=shape.head_chunk)
   c.kl.coef = shape.kl
   config.check(c)

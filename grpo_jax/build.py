@@ -170,6 +170,11 @@ def _build(c: ConfigDict, folder: epath.Path, mesh, dataset) -> Run:
       f'tokenizer.path={c.tokenizer.path!r} has {tokenizer.vocab_size} tokens, '
       f'model.init={c.model.init!r} only {model.vocab_size}'
     )
+  if c.rollout.stages > 1 and model.grow_cache is None:
+    raise ValueError(
+      f'rollout.stages={c.rollout.stages} needs a model whose cache can grow, '
+      f'and model.name={c.model.name!r} has no grow_cache'
+    )
   _check_enough(c, len(examples))
   encode = _encoder(c, tokenizer, examples + dataset.all('heldout'))
   documents = None
@@ -235,6 +240,7 @@ def functions(run: Run) -> Functions:
       model=model,
       max_tokens=c.rollout.max_tokens,
       stop_ids=run.tokenizer.eos_ids,
+      stages=c.rollout.stages,
       **how,
     )
 

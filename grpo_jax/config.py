@@ -117,6 +117,8 @@ def default() -> ConfigDict:
   c.rollout.group_size = 8  # Completions per prompt, G.
   c.rollout.max_tokens = 64  # Longest completion, T, in tokens.
   c.rollout.temperature = 1.0  # The update divides its logits by it as well.
+  c.rollout.stages = 1  # The cache grows in so many: long completions read less
+  # of it, and compilation takes longer.
 
   c.reward = ConfigDict({'answer': 1.0, 'format': 0.1})  # rewards/<name>.py ->
   # weight, or {'weight': ..., knobs}; see rewards/mix.py.
@@ -304,6 +306,7 @@ def check(c: ConfigDict) -> None:
     'data.max_prompt': c.data.max_prompt,
     'rollout.group_size': c.rollout.group_size,
     'rollout.max_tokens': c.rollout.max_tokens,
+    'rollout.stages': c.rollout.stages,
     'dynamic.batches': c.dynamic.batches,
     'updates.passes': c.updates.passes,
     'updates.minibatches': c.updates.minibatches,
@@ -355,6 +358,11 @@ def check(c: ConfigDict) -> None:
     raise ValueError(
       f'rollout.temperature={c.rollout.temperature} must be above 0: greedy '
       'completions of a group are all the same and teach nothing'
+    )
+  if c.rollout.stages > c.rollout.max_tokens:
+    raise ValueError(
+      f'rollout.stages={c.rollout.stages} are more than '
+      f'rollout.max_tokens={c.rollout.max_tokens}'
     )
   if c.eval.temperature is not None and c.eval.temperature < 0:
     raise ValueError(f'eval.temperature={c.eval.temperature} is below 0')

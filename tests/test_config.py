@@ -125,6 +125,8 @@ def test_counts_must_be_positive(name, value):
     ({'pretrain.optim.name': 'adam'}, ['pretrain.optim', "'adam'"]),
     ({'rollout.group_size': 1}, ['rollout.group_size=1', "'grpo'", '2']),
     ({'rollout.group_size': 0}, ['rollout.group_size=0']),
+    ({'rollout.stages': 0}, ['rollout.stages=0']),
+    ({'rollout.stages': 65}, ['rollout.stages=65', 'rollout.max_tokens=64']),
     ({'rollout.temperature': 0.0}, ['rollout.temperature=0.0', 'above 0']),
     ({'rollout.temperature': -1.0}, ['rollout.temperature=-1.0']),
     ({'rollout.temperature': np.nan}, ['rollout.temperature=nan']),

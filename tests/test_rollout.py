@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import numpy_llama
 import pytest
 
-from grpo_jax import likelihood, models, rollout, types
+from grpo_jax import build, config, likelihood, models, rollout, types
 
 V, G, T = 24, 4, 10
 STOPS = (3, 7, 11)
@@ -197,6 +198,44 @@ def test_every_position_has_its_own_noise(params):
   agree = [np.mean(tokens_BT[:, t:] == tokens_BT[:, :-t]) for t in range(1, 20)]
   assert max(agree) < 4 / V
   np.testing.assert_allclose(r.logps_PGT, -np.log(V), rtol=1e-6)
+
+
+@pytest.mark.parametrize('stages', [2, 3, T])
+@pytest.mark.parametrize('stops', [(), STOPS])
+def test_a_cache_that_grows_holds_the_same(params, stages, stops):
+  whole = sample(params, prompts(), stop_ids=stops or (V,))
+  found = sample(params, prompts(), stop_ids=stops or (V,), stages=stages)
+  np.testing.assert_array_equal(found.tokens_PGT, whole.tokens_PGT)
+  np.testing.assert_array_equal(found.lengths_PG, whole.lengths_PG)
+  np.testing.assert_allclose(found.logps_PGT, whole.logps_PGT, atol=2e-6)
+
+
+def test_a_stage_has_room_for_its_own_tokens_alone(params):
+  read = functools.partial(
+    rollout.rollout,
+    model=MODEL,
+    group_size=G,
+    max_tokens=T,
+    stop_ids=STOPS,
+    stages=3,
+  )
+  text = jax.jit(read).lower(params, prompts(), jax.random.key(0)).as_text()
+  B, H = len(LENGTHS) * G, MODEL.table['layers']['k'].shape[-1]
+  rooms = set(map(int, re.findall(rf'tensor<{B}x1x{H}x(\d+)xf32>', text)))
+  assert {4, 7, T} <= rooms and not rooms & {2, 3, 5, 6, 8, 9}
+
+
+def test_a_config_asks_for_stages_of_a_model_that_has_them(
+  tmp_path, monkeypatch
+):
+  model = dataclasses.replace(models.build('llama', 'tiny'), grow_cache=None)
+  monkeypatch.setattr(models, 'build', lambda *args, **sizes: model)
+  c = config.default()
+  c.data.knobs = {'problems': 100}
+  build.build(c, str(tmp_path / 'whole'))
+  c.rollout.stages = 2
+  with pytest.raises(ValueError, match='^rollout.stages=2 needs a model whose'):
+    build.build(c, str(tmp_path / 'run'))
 
 
 def test_it_runs_without_jit(params):

@@ -51,6 +51,8 @@ class Model:
     returns a cache of the same structure, shapes and dtypes. With max_tokens=0
     the continuation comes in one piece (teacher forcing) and the cache that
     `apply` returns is not used.
+  grow_cache(cache, max_tokens) -> cache:
+    makes room for more, and keeps what is there. None: it cannot grow.
   head(params) -> head_DV, float logits are hidden_D @ head_DV.
   decode_params(params) -> params for `apply` with a cache of max_tokens > 0:
     whatever is worth doing once before a loop over tokens.
@@ -63,6 +65,7 @@ class Model:
   apply: Callable[..., ModelOutputs]
   init_cache: Callable[..., Any]
   head: Callable[[Params], jax.Array]
+  grow_cache: Callable[..., Any] | None = None
   decode_params: Callable[[Params], Params] = lambda params: params
   products_per_pair: int = 0  # Multiply-adds of a query and a key that it sees.
   adaptable: bool = False  # `apply` adds low-rank adapters, see lora.py.

@@ -70,6 +70,17 @@ def init_cache(
   )
 
 
+def grow_cache(cache: Cache, max_tokens: int) -> Cache:
+  """Room for so many own tokens; what is there stays. See models.Model."""
+
+  def grow(x_BKHS):
+    return jnp.pad(x_BKHS, [(0, 0)] * 3 + [(0, max_tokens - x_BKHS.shape[3])])
+
+  return cache.replace(
+    own_k=tuple(map(grow, cache.own_k)), own_v=tuple(map(grow, cache.own_v))
+  )
+
+
 class Reach(NamedTuple):
   """Which keys a query sees, told without a mask of all pairs.
 

@@ -97,6 +97,7 @@ def model(d: Decoder, table: dict) -> Model:
     vocab_size=table['embed'].shape[0],
     apply=functools.partial(_apply, d=d),
     init_cache=attention.init_cache,
+    grow_cache=attention.grow_cache,
     head=_head,
     decode_params=functools.partial(_decode_params, d=d),
     products_per_pair=2 * Y * queries,
