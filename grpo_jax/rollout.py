@@ -13,6 +13,7 @@ Dimension key: P prompts, G completions each, B = P*G rows, L prompt length,
 T completion length, D width, V vocabulary.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -64,7 +65,9 @@ def rollout(
   how: dict[str, Any] = dict(
     model=model, stop_ids=stop_ids, temperature=temperature, top_p=top_p
   )
-  sizes = [math.ceil(T * (i + 1) / stages) for i in range(stages)]
+  sizes = [T]
+  if model.grow_cache:
+    sizes = [math.ceil(T * (i + 1) / stages) for i in range(stages)]
   fixed, loop = begin(
     params,
     prompts,
@@ -76,10 +79,10 @@ def rollout(
     **how,
   )
   for size in sizes:
-    if size > sizes[0]:
+    if size > sizes[0] and model.grow_cache:
       loop = loop.replace(cache=model.grow_cache(loop.cache, size))
     loop = jax.lax.while_loop(
-      lambda loop, size=size: (loop.t < size) & ~jnp.all(loop.done_B),
+      functools.partial(_goes_on, size),
       lambda loop: advance(fixed, loop, **how),
       loop,
     )
@@ -96,6 +99,10 @@ def rollout(
     logps_PGT=loop.logps_BT.reshape(P, G, T),
     actions_PGT=(jnp.arange(T) < lengths_B[:, None]).reshape(P, G, T),
   )
+
+
+def _goes_on(size: int, loop: 'Loop') -> jax.Array:
+  return (loop.t < size) & ~jnp.all(loop.done_B)
 
 
 class Fixed(struct.PyTreeNode):
