@@ -52,7 +52,7 @@ def get_config(arg: str = '') -> ConfigDict:
     best_of_group=stage('grpo', but(rules, algorithm='best_of_group'), 'base'),
     # Cold start: some readable texts of R1-Zero.
     zero_said=stage('sample', but(kept, sample__problems=n), 'r1_zero'),
-    cold_start=stage('sft', tuned(c, 100), 'base', 'zero_said'),
+    cold_start=stage('sft', tuned(c, 40), 'base', 'zero_said'),
     rl_1=stage('grpo', one_script, 'cold_start'),
     # Rejection sampling and general data, for the base once more.
     rl_1_said=stage('sample', but(kept, sample__problems=4 * n), 'rl_1'),
@@ -99,16 +99,16 @@ def common(smoke: bool) -> ConfigDict:
   c.tokenizer.vocab_size = 96
   c.data.update(name='two_scripts', prompts=16, max_prompt=20)
   c.data.knobs.kinds = 'sum+countdown+quadratic+tell'
-  c.pretrain.update(steps=1000, rows=16, width=160)
+  c.pretrain.update(steps=1200, rows=16, width=160)
   c.pretrain.optim.update(lr=2e-3, b2=0.95)
   c.rollout.update(group_size=8, max_tokens=80)
   c.reward = rule()
-  c.optim.update(lr=1.5e-4, warmup=5)
+  c.optim.update(lr=1e-4, warmup=5)
   c.preference.update(steps=200, rows=16, max_tokens=120)
   c.preference.optim.update(lr=3e-4)
   c.eval.update(right='right', problems=128)
   c.sample.keep = 2
-  c.steps = 60
+  c.steps = 80
   if smoke:
     c.model.variant = 'tiny'
     c.data.knobs.problems = 400
