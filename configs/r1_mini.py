@@ -37,12 +37,12 @@ def get_config(arg: str = '') -> ConfigDict:
     talk.reward.overlong = {'weight': 1.0, 'cache': 12}
   kept = but(one_script, eval__samples=4, sample__least=least)
   told = but(talk, eval__samples=4, sample__problems=n)
+  preferred = but(told, sample__problems=2 * n, sample__margin=margin)
   # All kinds: some have a rule, and somebody likes what is told, or not.
   parts = rule()['right'] | {'parts': (*PARTS, 'liked')}
   everything = rule(language=0.2, liked=LIKED, right=parts)
-  asked = {'weight': 0.3, 'only': 'kind=tell'}
-  helped = but(c, reward=rule(language=0.2, reward_model=asked))
-  helped = second(helped, c.steps // 3 or 1)
+  asked = rule(language=0.2, reward_model={'weight': 0.3, 'only': 'kind=tell'})
+  helped = but(second(c, c.steps // 3 or 1), reward=asked)
   small = but(c, model__sizes={'layers': 1})
   return pipeline.recipe(
     table=but(c, reward=everything, eval__problems=4 * c.eval.problems),
@@ -59,7 +59,7 @@ def get_config(arg: str = '') -> ConfigDict:
     base_told=stage('sample', but(told, sample__least={'judge': fair}), 'base'),
     sft=stage('sft', tuned(c, 400), 'base', 'rl_1_said,base_told'),
     # Somebody prefers texts, and a model learns which.
-    pairs=stage('sample', but(told, sample__margin=margin), 'sft'),
+    pairs=stage('sample', preferred, 'sft'),
     helpful=stage('reward_model', c, 'sft', 'pairs'),
     # Rules at a lower temperature; the reward model in the last part alone.
     rl_2_rules=stage('grpo', second(one_script, 2 * c.steps // 3 or 1), 'sft'),
@@ -104,7 +104,7 @@ def common(smoke: bool) -> ConfigDict:
   c.rollout.update(group_size=8, max_tokens=80)
   c.reward = rule()
   c.optim.update(lr=1e-4, warmup=5)
-  c.preference.update(steps=200, rows=16, max_tokens=120)
+  c.preference.update(steps=120, rows=16, max_tokens=120)
   c.preference.optim.update(lr=3e-4)
   c.eval.update(right='right', problems=128)
   c.sample.keep = 2

@@ -185,7 +185,8 @@ def test_the_reference_of_an_adapted_policy_is_the_frozen_model():
   model = adapted()
   params = models.init_params(model, jax.random.key(0))
   state, metrics = update(model, params, kl=kl.k3, kl_coef=0.1)
-  assert metrics['kl/reference'] == 0.0
+  # Two passes may round otherwise, in another version of JAX; k3 squares that.
+  assert abs(float(metrics['kl/reference'])) < 1e-12
   assert state.reference.keys() == {'layers'}
   later = state.params
   optimizer = optim.make(lr=0.01, steps=1)
