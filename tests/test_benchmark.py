@@ -38,7 +38,7 @@ def test_a_step_is_timed_with_its_parts_and_its_floor(tmp_path):
 
 def test_a_rollout_alone_is_timed(tmp_path):
   out = tmp_path / 'out.json'
-  done = benchmark('--suite', 'rollout', '--json', str(out))
+  done = benchmark('--suite', 'rollout', '--stages', '2', '--json', str(out))
   assert done.returncode == 0, done.stderr
   r = json.loads(out.read_text())
   assert 'rollout_s_min' in r and 'update_s_min' not in r
@@ -83,7 +83,11 @@ def test_a_peer_that_fails_is_quoted(tmp_path):
 
 @pytest.mark.parametrize(
   'arguments',
-  [('--runs', '0'), ('--suite', 'rollout', '--against', 'x.py')],
+  [
+    ('--runs', '0'),
+    ('--stages', '0'),
+    ('--suite', 'rollout', '--against', 'x.py'),
+  ],
 )
 def test_what_makes_no_sense_is_refused(arguments):
   done = benchmark(*arguments)
