@@ -126,20 +126,20 @@ def main():
   parser.add_argument('--shape', choices=SHAPES, default='S1')
   parser.add_argument('--runs', type=int, default=5, help='after 2 warm-ups')
   parser.add_argument('--stages', type=int, help='config.rollout.stages')
+  parser.add_argument('--completion', type=int, help='its tokens')
   parser.add_argument('--json', help='file for the numbers')
   parser.add_argument('--against', help="a peer's script, and its arguments")
   parser.add_argument('--python', default=sys.executable, help='to run it with')
   parser.add_argument('--pairs', type=int, default=3, help='runs of the peer')
   args = parser.parse_args()
-  given = (args.runs, args.pairs, 1 if args.stages is None else args.stages)
-  if min(given) < 1:
-    parser.error('--runs, --pairs and --stages must be at least 1')
+  other = {'stages': args.stages, 'completion': args.completion}
+  other = {name: x for name, x in other.items() if x is not None}
+  if min(args.runs, args.pairs, *other.values()) < 1:
+    parser.error('all numbers must be at least 1')
   if args.against and args.suite != 'step':
     parser.error('--against compares whole steps: --suite step')
 
-  shape = SHAPES[args.shape]
-  if args.stages is not None:
-    shape = dataclasses.replace(shape, stages=args.stages)
+  shape = dataclasses.replace(SHAPES[args.shape], **other)
   process.cut_cpu(shape.cpu_devices)
   run = make_run(shape)
   if args.against:

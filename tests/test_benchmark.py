@@ -38,10 +38,12 @@ def test_a_step_is_timed_with_its_parts_and_its_floor(tmp_path):
 
 def test_a_rollout_alone_is_timed(tmp_path):
   out = tmp_path / 'out.json'
-  done = benchmark('--suite', 'rollout', '--stages', '2', '--json', str(out))
+  longer = ('--completion', '10', '--stages', '2')
+  done = benchmark('--suite', 'rollout', *longer, '--json', str(out))
   assert done.returncode == 0, done.stderr
   r = json.loads(out.read_text())
   assert 'rollout_s_min' in r and 'update_s_min' not in r
+  assert r['tokens_per_s'] == pytest.approx(80 / r['rollout_s_min'])
 
 
 def test_a_peer_runs_in_turn_with_ours(tmp_path):
@@ -92,7 +94,7 @@ def test_a_peer_that_fails_is_quoted(tmp_path):
 def test_what_makes_no_sense_is_refused(arguments):
   done = benchmark(*arguments)
   assert done.returncode == 2
-  assert 'error: --' in done.stderr
+  assert 'benchmark.py: error: ' in done.stderr
 
 
 def test_scoring_on_the_device_is_set_against_python(tmp_path):
