@@ -135,7 +135,9 @@ def main():
   other = {'stages': args.stages, 'completion': args.completion}
   other = {name: x for name, x in other.items() if x is not None}
   if min(args.runs, args.pairs, *other.values()) < 1:
-    parser.error('all numbers must be at least 1')
+    parser.error(
+      '--runs, --pairs, --stages and --completion must be at least 1'
+    )
   if args.against and args.suite != 'step':
     parser.error('--against compares whole steps: --suite step')
 

@@ -94,7 +94,7 @@ def test_a_peer_that_fails_is_quoted(tmp_path):
 def test_what_makes_no_sense_is_refused(arguments):
   done = benchmark(*arguments)
   assert done.returncode == 2
-  assert 'benchmark.py: error: ' in done.stderr
+  assert 'error: --' in done.stderr
 
 
 def test_scoring_on_the_device_is_set_against_python(tmp_path):

@@ -286,7 +286,6 @@ def test_an_unreadable_newest_falls_back_to_the_one_before(
   again.close()
 
 
-@unread
 def test_of_arrays_that_nobody_waits_for_nothing_is_heard(caplog):
   async def read():
     raise ValueError('cut short')
@@ -302,6 +301,7 @@ def test_of_arrays_that_nobody_waits_for_nothing_is_heard(caplog):
   assert caplog.messages == ['what else it says']
 
 
+@unread
 def test_as_many_as_are_unreadable_are_gone_back(folder, capsys):
   save_all(folder, [0.9, 0.1, 0.2])  # The best one is the last resort.
   for damage, step in (('emptied', '3'), ('data gone', '2')):
