@@ -179,9 +179,9 @@ def collectives(text: str, mesh: jax.sharding.Mesh) -> list[Collective]:
 
 
 def decode_loop(text: str, run: build.Run) -> str:
-  """The computations of the loop that writes the completions.
+  """The computations of the loops that write the completions, one a stage.
 
-  It is known by what it carries: their tokens, and a flag for each row that
+  They are known by what they carry: their tokens, and a flag for each row that
   has ended.
   """
   rows, parts = rows_on_a_device(run), _computations(text)
@@ -190,9 +190,11 @@ def decode_loop(text: str, run: build.Run) -> str:
     shapes_carried = _carries(line)
     if (rows, T) in shapes_carried and (rows,) in shapes_carried:
       starts.append(re.findall(r'(?:body|condition)=%([\w.-]+)', line))
-  if len(starts) != 1:
-    raise ValueError(f'{len(starts)} loops carry [{rows}, {T}], not one')
-  return '\n'.join(parts[name] for name in _reachable(parts, starts[0]))
+  stages = run.config.rollout.stages
+  if len(starts) != stages:
+    raise ValueError(f'{len(starts)} loops carry [{rows}, {T}], not {stages}')
+  names = [name for start in starts for name in _reachable(parts, start)]
+  return '\n'.join(parts[name] for name in names)
 
 
 def carried(text: str) -> set[tuple[int, ...]]:

@@ -96,6 +96,15 @@ def test_no_weights_move_inside_the_decode_loop(run, iterate):
   assert hlo.weights_that_move(text, run)
 
 
+def test_nothing_moves_for_a_cache_that_grows(run):
+  c = run.config.copy_and_resolve_references()
+  c.rollout.stages = 3
+  run = dataclasses.replace(run, config=c)
+  text = hlo.compile_program(run, 'rollout').as_text()
+  assert not hlo.rows_that_move(text, run)
+  assert not hlo.weights_that_move(hlo.decode_loop(text, run), run)
+
+
 def test_the_state_is_held_in_parts(run, iterate):
   parts = run.mesh.shape['fsdp'] * run.mesh.shape['tensor']
   assert_held_in_parts(iterate, hlo.state_bytes(run), parts)
