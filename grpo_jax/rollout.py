@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax import sampling
-from grpo_jax.models import Model
-from grpo_jax.models.layers import accumulator
+from grpo_jax.models import Model, layers
 from grpo_jax.types import ModelInputs, Params, Prompts, Rollout
 
 
@@ -109,7 +108,7 @@ class Fixed(struct.PyTreeNode):
   """What the steps of a rollout read."""
 
   params: Params  # As `decode_params` makes them.
-  head_DV: jax.Array
+  head_VD: jax.Array
   lengths_B: jax.Array  # Of the prompts.
   uniform_TB: jax.Array  # The dice of all tokens.
   greedy_B: jax.Array | None
@@ -150,7 +149,7 @@ def begin(
   sample_ids_B = jnp.tile(jnp.arange(G), P)
   fixed = Fixed(
     params=model.decode_params(params),
-    head_DV=model.head(params),
+    head_VD=model.head(params).T,
     lengths_B=jnp.repeat(prompts.lengths_P, G),
     # All at once: 5% of a decode step if thrown in it.
     uniform_TB=sampling.noise(key, prompt_ids_B, sample_ids_B, jnp.arange(T)),
@@ -192,8 +191,8 @@ def advance(
 def _emit(fixed: Fixed, loop: Loop, hidden_BD, stop_ids, temperature, top_p):
   """Draws token t of every row and writes it down."""
   stops = jnp.array(stop_ids, jnp.int32)
-  logits_BV = jnp.matmul(
-    hidden_BD, fixed.head_DV, preferred_element_type=accumulator(hidden_BD)
+  logits_BV = layers.thin_product(
+    hidden_BD, fixed.head_VD, layers.accumulator(hidden_BD)
   )
   token_B, logp_B = sampling.sample(
     logits_BV, fixed.uniform_TB[loop.t], temperature, fixed.greedy_B, top_p

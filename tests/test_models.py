@@ -1,6 +1,7 @@
 """Llama against NumPy; packing, caches and gradients; a model from flax.nnx."""
 
 import functools
+import re
 
 from flax import nnx
 import jax
@@ -111,6 +112,41 @@ def test_one_token_at_a_time_equals_the_whole_pass(params, group):
     out = apply(decode_params, inputs, cache)
     assert_close(out.hidden_BTD[:, 0], expected_BTD[:, t])
     cache = out.cache
+
+
+def products(text, *shape):
+  """The products of matrices in a compiled program that have such a shape."""
+  result = ','.join(map(str, shape))
+  return re.findall(rf' = f32\[{result}\]\S* dot\(', text)
+
+
+def test_of_thin_products_the_weights_are_the_left_factor_on_a_cpu():
+  rng = np.random.default_rng(0)
+  x_XI = rng.normal(size=(6, 32)).astype(np.float32)
+  w_OI = rng.normal(size=(64, 32)).astype(np.float32)
+  function = jax.jit(layers.thin_product)
+  assert_close(function(x_XI, w_OI), x_XI @ w_OI.T)
+  text = function.lower(x_XI, w_OI).compile().as_text()
+  assert products(text, 64, 6)
+  assert not products(text, 6, 64)
+  # Elsewhere nothing stands between a product and what is fused with it.
+  elsewhere = jax.export.export(function, platforms=['tpu'])(x_XI, w_OI)
+  text = elsewhere.mlir_module()
+  assert 'dot_general %arg0, %arg1' in text
+  assert 'optimization_barrier' not in text
+
+
+def test_a_decode_step_has_thin_products_only(params, group):
+  prompts, own_BT, _ = group
+  _, cache = rollout.prefill(params, prompts, tiny(), 3, 4)
+  inputs = types.ModelInputs(own_BT[:, :1], positions(6, 1, 5))
+  arguments = tiny().decode_params(params), inputs, cache
+  text = jax.jit(tiny().apply).lower(*arguments).compile().as_text()
+  F, D = params['layers']['down'].shape[1:]
+  QKV = 2 * 2 * 16 + 4 * 16
+  for width, per_layer in (F, 2), (D, 2), (QKV, 1):
+    assert len(products(text, width, 6)) == 2 * per_layer
+    assert not products(text, 6, width)
 
 
 def gradient(params, model, group):
