@@ -4,6 +4,7 @@
   compile_program(run, name) -> compiled
   collectives(text, mesh) -> [Collective]  what devices send one another
   decode_loop(text, run) -> text           the rollout's loop, and no more
+  products(text, *shape) -> [match]        of matrices, to such a shape
 
 The sizes of all weights are powers of two. Numbers of prompts and completions
 have a factor of three, and so has every array with rows of the batch.
@@ -205,6 +206,12 @@ def carried(text: str) -> set[tuple[int, ...]]:
 def _carries(line: str) -> list[tuple[int, ...]]:
   match = re.search(r'= (.+?) while\(', line)
   return shapes(match[1]) if match else []
+
+
+def products(text: str, *shape: int) -> list[str]:
+  """The products of float32 matrices that have such a shape, on one device."""
+  result = ','.join(map(str, shape))
+  return re.findall(rf' = f32\[{result}\]\S* dot\(', text)
 
 
 def shapes(types: str) -> list[tuple[int, ...]]:

@@ -1,9 +1,9 @@
 """Llama against NumPy; packing, caches and gradients; a model from flax.nnx."""
 
 import functools
-import re
 
 from flax import nnx
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,12 +114,6 @@ def test_one_token_at_a_time_equals_the_whole_pass(params, group):
     cache = out.cache
 
 
-def products(text, *shape):
-  """The products of matrices in a compiled program that have such a shape."""
-  result = ','.join(map(str, shape))
-  return re.findall(rf' = f32\[{result}\]\S* dot\(', text)
-
-
 def test_of_thin_products_the_weights_are_the_left_factor_on_a_cpu():
   rng = np.random.default_rng(0)
   x_XI = rng.normal(size=(6, 32)).astype(np.float32)
@@ -127,8 +121,8 @@ def test_of_thin_products_the_weights_are_the_left_factor_on_a_cpu():
   function = jax.jit(layers.thin_product)
   assert_close(function(x_XI, w_OI), x_XI @ w_OI.T)
   text = function.lower(x_XI, w_OI).compile().as_text()
-  assert products(text, 64, 6)
-  assert not products(text, 6, 64)
+  assert hlo.products(text, 64, 6)
+  assert not hlo.products(text, 6, 64)
   # Elsewhere nothing stands between a product and what is fused with it.
   elsewhere = jax.export.export(function, platforms=['tpu'])(x_XI, w_OI)
   text = elsewhere.mlir_module()
@@ -145,8 +139,8 @@ def test_a_decode_step_has_thin_products_only(params, group):
   F, D = params['layers']['down'].shape[1:]
   QKV = 2 * 2 * 16 + 4 * 16
   for width, per_layer in (F, 2), (D, 2), (QKV, 1):
-    assert len(products(text, width, 6)) == 2 * per_layer
-    assert not products(text, 6, width)
+    assert len(hlo.products(text, width, 6)) == 2 * per_layer
+    assert not hlo.products(text, 6, width)
 
 
 def gradient(params, model, group):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -223,6 +224,12 @@ def test_a_stage_has_room_for_its_own_tokens_alone(params):
   B, H = len(LENGTHS) * G, MODEL.table['layers']['k'].shape[-1]
   rooms = set(map(int, re.findall(rf'tensor<{B}x1x{H}x(\d+)xf32>', text)))
   assert {4, 7, T} <= rooms and not rooms & {2, 3, 5, 6, 8, 9}
+
+
+def test_the_weights_of_the_head_are_the_left_factor_on_a_cpu(params):
+  program = compiled().lower(params, prompts(), jax.random.key(0)).compile()
+  text, B = program.as_text(), len(LENGTHS) * G
+  assert hlo.products(text, V, B) and not hlo.products(text, B, V)
 
 
 def test_a_config_asks_for_stages_of_a_model_that_has_them(
