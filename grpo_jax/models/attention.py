@@ -9,10 +9,10 @@ Arrays are heads-first (B, heads, tokens, H), so that every product is one of
 batched matrices as they lie in memory. Own keys and values are transposed (HS),
 of a prompt the values are (HL) and the keys are not (LH): with these XLA's CPU
 library takes each sum in the same order for the few queries of a decode step
-and for the many of an update, if there are 64 rows at least. (With own values
-SH and prompt keys HL it does not, and the sampler's log-probabilities drifted
-ten times as far from the update's: `rollout/logp_drift` in
-experiments/RESULTS.md.)
+and for the many of an update, if a device has 32 rows at least (128 wide; fewer
+numbers it sums by another rule). (With own values SH and prompt keys HL it does
+not on a CPU with AVX-512, and the sampler's log-probabilities drifted ten times
+as far from the update's: `rollout/logp_drift` in experiments/RESULTS.md.)
 
 Kernels have one signature and are chosen by name (config.model.attention):
 
@@ -121,7 +121,7 @@ def plain(
   """
   B, K, R, T, H = q_BKRTH.shape
   q_BKMH = q_BKRTH.reshape(B, K, R * T, H)  # Rows m = r*T + t.
-  logits_BKRTS = _product(q_BKMH, k_BKHS).reshape(B, K, R, T, -1)
+  logits_BKRTS = _own_logits(q_BKMH, k_BKHS, T).reshape(B, K, R, T, -1)
   seen = own_seen(reach, T, k_BKHS.shape[-1])
   logits_BKRTS = jnp.where(seen, logits_BKRTS, -jnp.inf)
   logits_BKMS = logits_BKRTS.reshape(B, K, R * T, -1)
@@ -212,9 +212,23 @@ def _prompt_seen(reach: Reach, lengths_P: jax.Array, T: int, L: int):
 
 def _weigh(logits, top, values):
   """Sums of values and of weights, both times exp(-top)."""
-  weights = jnp.exp(logits - jax.lax.stop_gradient(top))
+  weights = layers.apart(jnp.exp(logits - jax.lax.stop_gradient(top)))
   total = jnp.sum(weights, axis=-1, keepdims=True)
   return _product_t(weights.astype(values.dtype), values), total
+
+
+def _own_logits(q_BKMH, k_BKHS, T: int) -> jax.Array:
+  """Products of queries and own keys, BKMS.
+
+  For many queries XLA's CPU library takes the sums in another order where the
+  number of keys is 1 to 8 above a multiple of 16 (found without AVX-512). So in
+  an update there are more keys for a moment, all zero; a decode step has few
+  queries and no need.
+  """
+  S = k_BKHS.shape[-1]
+  if T > 1:
+    k_BKHS = jnp.pad(k_BKHS, ((0, 0),) * 3 + ((0, -S % 16),))
+  return _product(q_BKMH, k_BKHS)[..., :S]
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
