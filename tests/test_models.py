@@ -121,8 +121,8 @@ def test_of_thin_products_the_weights_are_the_left_factor_on_a_cpu():
   function = jax.jit(layers.thin_product)
   assert_close(function(x_XI, w_OI), x_XI @ w_OI.T)
   text = function.lower(x_XI, w_OI).compile().as_text()
-  assert hlo.products(text, 64, 6)
-  assert not hlo.products(text, 6, 64)
+  assert hlo.products(text, 64, 16)  # Of 6 rows, filled up.
+  assert not hlo.products(text, 16, 64) + hlo.products(text, 6, 64)
   # Elsewhere nothing stands between a product and what is fused with it.
   elsewhere = jax.export.export(function, platforms=['tpu'])(x_XI, w_OI)
   text = elsewhere.mlir_module()
@@ -139,8 +139,8 @@ def test_a_decode_step_has_thin_products_only(params, group):
   F, D = params['layers']['down'].shape[1:]
   QKV = 2 * 2 * 16 + 4 * 16
   for width, per_layer in (F, 2), (D, 2), (QKV, 1):
-    assert len(hlo.products(text, width, 6)) == 2 * per_layer
-    assert not hlo.products(text, 6, width)
+    assert len(hlo.products(text, width, 16)) == 2 * per_layer  # 6 filled up.
+    assert not hlo.products(text, 16, width) + hlo.products(text, 6, width)
 
 
 def gradient(params, model, group):
