@@ -3,8 +3,7 @@
 Drift is the largest |log-prob recorded while decoding - the update's own| over
 all sampled tokens. Where both sides take float32 sums in another order, and
 attention is sharp, the rounding is blown up: the drift of a batch has a long
-tail. attention.py and layers.py say how sums come to have one order; then the
-hidden states are the same to the bit, and only the head's sums are left.
+tail. attention.py and layers.py say how sums come to have one order.
 Found in float32, on 2 cores of an AMD Zen 3 with jax 0.10.2 (pytest -n 0 -s
 here prints these, SmolLM2's and those in bfloat16):
 
