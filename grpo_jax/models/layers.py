@@ -40,14 +40,15 @@ def thin_product(x_XI: jax.Array, w_OI: jax.Array, dtype=None) -> jax.Array:
 
   On a CPU the weights are the left factor, which XLA's library reads as they
   lie: a rollout of shape S1 in experiments/benchmark.py took 0.90 of the time,
-  of S2 0.79, of S3 0.67 (2 cores of an AMD Zen 3). Rows, of all devices taken
-  together, are filled up to a multiple of 16, where one device takes the sums
-  in the order of an update's products.
+  of S2 0.79, of S3 0.67 (2 cores of an AMD Zen 3). On one device the rows
+  are filled up to a multiple of 16, where it takes the sums in the order of an
+  update's products.
   """
 
   def weights_first(x_XI, w_OI):
     X = len(x_XI)
-    x_XI = jnp.pad(x_XI, ((0, -X % 16), (0, 0)))
+    if jax.sharding.get_abstract_mesh().size <= 1:  # Else rows would move.
+      x_XI = jnp.pad(x_XI, ((0, -X % 16), (0, 0)))
     y_OX = jnp.einsum('oi,xi->ox', w_OI, x_XI, preferred_element_type=dtype)
     # Else XLA takes the transposition away, and x is the left factor again.
     return jax.lax.optimization_barrier(y_OX)[:, :X].T
