@@ -10,7 +10,15 @@ import numpy as np
 import numpy_llama
 import pytest
 
-from grpo_jax import grpo, likelihood, models, optim, rollout, types
+from grpo_jax import (
+  grpo,
+  likelihood,
+  models,
+  optim,
+  rollout,
+  sharding,
+  types,
+)
 from grpo_jax.models import decoder, layers, llama
 
 V = 24
@@ -128,6 +136,16 @@ def test_of_thin_products_the_weights_are_the_left_factor_on_a_cpu():
   text = elsewhere.mlir_module()
   assert 'dot_general %arg0, %arg1' in text
   assert 'optimization_barrier' not in text
+
+
+def test_rows_of_a_thin_product_stay_on_their_devices():
+  """3 on each of 8: filled up to 16 all together, most would have to move."""
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | {'data': 8})
+  x_XI = jax.device_put(jnp.ones((24, 32)), sharding.batch_sharding(mesh))
+  with jax.set_mesh(mesh):
+    function = jax.jit(layers.thin_product)
+    compiled = function.lower(x_XI, jnp.ones((64, 32))).compile()
+  assert not hlo.collectives(compiled.as_text(), mesh)
 
 
 def test_a_decode_step_has_thin_products_only(params, group):
