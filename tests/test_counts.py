@@ -68,8 +68,8 @@ def test_the_compiler_counts_nearly_the_same():
   expected = counts.step(
     m, prompts=P, group_size=G, prompt_tokens=L, completion_tokens=T
   ).update
-  # It counts norms, softmax and the recomputed head, too; and a completion's
-  # last token, 1 in 16 here, is only predicted.
+  # It counts norms and softmax, too; and a completion's last token, 1 in 16
+  # here, is only predicted.
   assert 0.9 * expected < operations < 1.25 * expected
 
 

@@ -67,6 +67,17 @@ def test_gradients_equal_those_of_all_logits(arrays, chunk):
     np.testing.assert_allclose(a, e, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize('chunk,products', [(21, 3), (20, 4)])
+def test_logits_of_one_chunk_are_not_computed_again(arrays, chunk, products):
+  hidden_BTD, head_DV, tokens_BT = arrays
+
+  def total(hidden_BTD, head_DV):
+    return head.token_logps(hidden_BTD, head_DV, tokens_BT, chunk=chunk).sum()
+
+  found = jax.make_jaxpr(jax.grad(total, (0, 1)))(hidden_BTD, head_DV)
+  assert str(found).count('dot_general') == products
+
+
 def test_bfloat16_products_are_summed_in_float32(arrays):
   hidden_BTD, head_DV, tokens_BT = arrays
   rounded = [jnp.asarray(x, jnp.bfloat16) for x in (hidden_BTD, head_DV)]

@@ -5,7 +5,8 @@ of each token's distribution and the sum of its squared probabilities.
 
 At 32 completions of 1,024 tokens and a vocabulary of 150,000, the float32
 logits alone would take 20 GB. Here the head is applied to `chunk` tokens at a
-time and its logits are recomputed in the backward pass.
+time. Where that is not all of them, the logits are recomputed in the backward
+pass.
 
 Dimension key: B rows, T tokens, D width, V vocabulary, C tokens that a row has
 in a chunk, X = B*C tokens of a chunk.
@@ -67,7 +68,6 @@ def token_stats(
   """
   B, T, D = hidden_BTD.shape
 
-  @jax.checkpoint
   def score(hidden_BCD, tokens_BC):
     logits_XV = jnp.matmul(
       hidden_BCD.reshape(-1, D),
@@ -100,5 +100,6 @@ def token_stats(
     return x.swapaxes(0, 1)
 
   pieces = (cut(hidden_BTD), cut(tokens_BT))
-  found = jax.lax.map(lambda piece: score(*piece), pieces)
+  again = jax.checkpoint(score)
+  found = jax.lax.map(lambda piece: again(*piece), pieces)
   return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, -1)[:, :T], found)
