@@ -1,3 +1,4 @@
+import ctypes.util
 import os
 import platform
 import signal
@@ -89,8 +90,12 @@ print(jax.local_device_count('cpu'))
   platform.libc_ver()[0] != 'glibc' or sys.platform != 'linux',
   reason='other systems give memory back by themselves',
 )
-def test_kept_memory_is_given_back_when_asked_for():
+@pytest.mark.parametrize('preloaded', ['', 'tcmalloc_minimal'])
+def test_kept_memory_is_given_back_when_asked_for(preloaded):
   """In a process of its own, whose memory nothing else uses."""
+  library = ctypes.util.find_library(preloaded) if preloaded else ''
+  if library is None:
+    pytest.skip(f'needs {preloaded}')
   script = (
     'import ctypes, os\n'
     'from grpo_jax import process\n'
@@ -108,6 +113,10 @@ def test_kept_memory_is_given_back_when_asked_for():
     'print(kept - resident())\n'
   )
   done = subprocess.run(
-    [sys.executable, '-c', script], capture_output=True, text=True, check=True
+    [sys.executable, '-c', script],
+    capture_output=True,
+    text=True,
+    check=True,
+    env=os.environ | {'LD_PRELOAD': library},
   )
   assert int(done.stdout) > 250  # MiB, of the 256.
