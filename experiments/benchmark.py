@@ -109,7 +109,7 @@ SHAPES = {
     cpu_devices=2,
     stages=4,
   ),
-  'S3': Shape(4, 8, 64, 64, variant='smollm2_135m'),
+  'S3': Shape(4, 8, 64, 64, variant='smollm2_135m', stages=2),
 }
 SUITES = {
   'step': ('iterate', 'rollout', 'reward', 'update'),
