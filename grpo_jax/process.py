@@ -58,7 +58,7 @@ def keep_memory() -> None:
 def give_back_memory() -> None:
   """Gives back once what `keep_memory` keeps, for another process to have.
 
-  So it does for what a preloaded tcmalloc keeps.
+  Also what a preloaded tcmalloc keeps.
   """
   libc = _glibc()
   if libc is not None:

@@ -10,15 +10,7 @@ import numpy as np
 import numpy_llama
 import pytest
 
-from grpo_jax import (
-  grpo,
-  likelihood,
-  models,
-  optim,
-  rollout,
-  sharding,
-  types,
-)
+from grpo_jax import grpo, likelihood, models, optim, rollout, sharding, types
 from grpo_jax.models import decoder, layers, llama
 
 V = 24

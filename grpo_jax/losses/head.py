@@ -100,6 +100,6 @@ def token_stats(
     return x.swapaxes(0, 1)
 
   pieces = (cut(hidden_BTD), cut(tokens_BT))
-  again = jax.checkpoint(score)
-  found = jax.lax.map(lambda piece: again(*piece), pieces)
+  recomputed = jax.checkpoint(score)
+  found = jax.lax.map(lambda piece: recomputed(*piece), pieces)
   return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, -1)[:, :T], found)
