@@ -97,6 +97,7 @@ SHAPES = {
     128,
     kl=0.04,
     sizes=_sizes(4, 128, 4, 2, 512, 512),
+    microbatches=2,
     cpu_devices=2,
     stages=4,
   ),
@@ -109,7 +110,7 @@ SHAPES = {
     cpu_devices=2,
     stages=4,
   ),
-  'S3': Shape(4, 8, 64, 64, variant='smollm2_135m', stages=2),
+  'S3': Shape(4, 8, 64, 64, variant='smollm2_135m', microbatches=4, stages=2),
 }
 SUITES = {
   'step': ('iterate', 'rollout', 'reward', 'update'),
@@ -126,24 +127,29 @@ def main():
   parser.add_argument('--shape', choices=SHAPES, default='S1')
   parser.add_argument('--runs', type=int, default=5, help='after 2 warm-ups')
   parser.add_argument('--stages', type=int, help='config.rollout.stages')
+  parser.add_argument(
+    '--microbatches', type=int, help='config.updates.microbatches'
+  )
   parser.add_argument('--completion', type=int, help='its tokens')
   parser.add_argument('--json', help='file for the numbers')
   parser.add_argument('--against', help="a peer's script, and its arguments")
   parser.add_argument('--python', default=sys.executable, help='to run it with')
   parser.add_argument('--pairs', type=int, default=3, help='runs of the peer')
   args = parser.parse_args()
-  other = {'stages': args.stages, 'completion': args.completion}
-  other = {name: x for name, x in other.items() if x is not None}
+  names = 'stages', 'microbatches', 'completion'
+  other = {name: x for name in names if (x := vars(args)[name]) is not None}
   if min(args.runs, args.pairs, *other.values()) < 1:
-    parser.error(
-      '--runs, --pairs, --stages and --completion must be at least 1'
-    )
+    names = 'runs', 'pairs', *names
+    parser.error(f'--{", --".join(names)}: all must be at least 1')
   if args.against and args.suite != 'step':
     parser.error('--against compares whole steps: --suite step')
 
   shape = dataclasses.replace(SHAPES[args.shape], **other)
   process.cut_cpu(shape.cpu_devices)
-  run = make_run(shape)
+  try:
+    run = make_run(shape)
+  except ValueError as e:
+    parser.error(str(e))
   if args.against:
     result = against(Bench(run, ('iterate',)), args)
   else:

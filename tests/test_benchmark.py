@@ -49,7 +49,10 @@ def test_a_rollout_alone_is_timed(tmp_path):
 def test_a_peer_runs_in_turn_with_ours(tmp_path):
   script, out = tmp_path / 'peer.py', tmp_path / 'out.json'
   script.write_text("print('step s: [9.0, 3.0, 2.0, 2.5]')")
-  done = benchmark('--against', str(script), '--pairs', '2', '--json', str(out))
+  done = benchmark(
+    *('--against', str(script), '--pairs', '2', '--json', str(out)),
+    *('--microbatches', '2'),
+  )
   assert done.returncode == 0, done.stderr
   r = json.loads(out.read_text())
   assert [pair['theirs'] for pair in r['pairs']] == [
@@ -88,6 +91,7 @@ def test_a_peer_that_fails_is_quoted(tmp_path):
   [
     ('--runs', '0'),
     ('--stages', '0'),
+    ('--microbatches', '0'),
     ('--suite', 'rollout', '--against', 'x.py'),
   ],
 )
@@ -95,6 +99,13 @@ def test_what_makes_no_sense_is_refused(arguments):
   done = benchmark(*arguments)
   assert done.returncode == 2
   assert 'error: --' in done.stderr
+
+
+def test_pieces_that_prompts_cannot_be_cut_into_are_refused():
+  done = benchmark('--microbatches', '3')  # Of 2 prompts.
+  assert done.returncode == 2
+  assert 'error: data.prompts=2' in done.stderr
+  assert 'Traceback' not in done.stderr
 
 
 def test_scoring_on_the_device_is_set_against_python(tmp_path):
