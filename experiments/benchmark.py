@@ -5,8 +5,9 @@
 Suites: `step` (the whole iteration as one program, and its parts), `rollout`,
 `update`. Shapes: S1 and S2 are small models, S3 is SmolLM2-135M's; all have
 random weights, fixed lengths (nothing ends early), float32, AdamW, and are on
-policy. For S1 and S2 a CPU counts as two devices (process.cut_cpu). S0 is for
-the tests.
+policy. For S1 and S2 a CPU counts as two devices (process.cut_cpu). S1 and S3
+sum their gradients in pieces, whose buffers glibc need not map afresh; with
+tcmalloc preloaded S3 is faster in one (RESULTS.md). S0 is for the tests.
 
 The floor is what the step would take if its matrix products ran at the rate
 that this machine reaches on products of the same shapes in the same run, and
