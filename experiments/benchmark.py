@@ -137,11 +137,11 @@ def main():
   parser.add_argument('--python', default=sys.executable, help='to run it with')
   parser.add_argument('--pairs', type=int, default=3, help='runs of the peer')
   args = parser.parse_args()
-  names = 'stages', 'microbatches', 'completion'
-  other = {name: x for name in names if (x := vars(args)[name]) is not None}
+  of_shape = 'stages', 'microbatches', 'completion'
+  other = {x: vars(args)[x] for x in of_shape if vars(args)[x] is not None}
   if min(args.runs, args.pairs, *other.values()) < 1:
-    names = 'runs', 'pairs', *names
-    parser.error(f'--{", --".join(names)}: all must be at least 1')
+    positive = ', --'.join(['runs', 'pairs', *of_shape])
+    parser.error(f'--{positive} must be at least 1')
   if args.against and args.suite != 'step':
     parser.error('--against compares whole steps: --suite step')
 
