@@ -41,10 +41,11 @@ def thin_product(x_XI: jax.Array, w_OI: jax.Array, dtype=None) -> jax.Array:
   On a CPU the weights are the left factor, which XLA's library reads as they
   lie: a rollout of shape S1 in experiments/benchmark.py took 0.90 of the time,
   of S2 0.79, of S3 0.67 (2 cores of an AMD Zen 3). On one device the rows
-  are filled up to a multiple of 64, or of 16 if there are at most 32, where it
-  takes the sums in the order of an update's products. (With AVX-512 it needs
-  the 64: 40 rows, filled up to 48, drifted 2e-4 in test_drift.py. For at most
-  32 rows it would be twice the work: 32 drift 1e-4 there.)
+  are filled up to a multiple of 64, where it takes the sums in the order of an
+  update's products. (Without AVX-512 a multiple of 16 is enough; with it 40
+  rows, filled up to 48, drifted 2e-4 in test_drift.py, where attention is
+  sharp.) At most 32 rows are filled up to a multiple of 16 only, as 64 would be
+  twice the work: with AVX-512, 32 of them drift 1e-4 in that test.
   """
 
   def weights_first(x_XI, w_OI):
